@@ -1,0 +1,33 @@
+"""A stage as a command: its paths, its exit code, its one-line errors."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A fault that the user can mend. The message is one line: what was expected, what was found, what to do."""
+
+
+def run(stage: Callable[..., None]) -> None:
+    """Call ``stage`` with the paths on the command line, inputs first, outputs last.
+
+    A ``UserError`` or an error of the operating system ends the process with one line on stderr and exit code 1, an
+    interrupt with exit code 130. Anything else is a defect of ours and keeps its traceback.
+    """
+    verb = Path(sys.argv[0]).stem
+    wanted = list(inspect.signature(stage).parameters)
+    if len(sys.argv) - 1 != len(wanted):
+        usage = " ".join(name.upper() for name in wanted)
+        sys.exit(f"{verb}: expected {len(wanted)} paths, got {len(sys.argv) - 1}: python -m stages.{verb} {usage}")
+    try:
+        stage(*map(Path, sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"{verb}: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"{verb}: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print(f"{verb}: interrupted; nothing was published", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,147 @@
+"""Which framework on which device: the choice of ``runtime`` in params.yaml, made before a framework starts.
+
+It can change the time a run takes, never its bytes. ``auto`` takes a GPU that can do float64, else the CPU, and says
+which; ``gpu`` without one is an error, never a silent CPU run; ``cpu`` leaves the GPUs alone.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from stages.command import UserError
+
+
+def load_model(framework: str, device: str) -> ModuleType:
+    """Start a framework on a device and print the choice.
+
+    Args:
+        framework: ``tensorflow`` or ``jax``.
+        device: ``auto``, ``cpu`` or ``gpu``.
+
+    Returns:
+        The model's module, ``stages.model`` or ``stages.model_jax``.
+
+    Raises:
+        UserError: The framework is not installed, or ``gpu`` was asked for and none can be used.
+    """
+    start, model = {
+        "tensorflow": (start_tensorflow, "stages.model"),
+        "jax": (start_jax, "stages.model_jax"),
+    }[framework]
+    try:
+        with start_up_noise_held_back():
+            place = start(device)
+            module = importlib.import_module(model)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"expected {framework} in {sys.executable}, found no module {error.name}: "
+            "run `make repro`, or put the absolute path of .venv/bin first on PATH"
+        ) from None
+    print(f"{framework} on {place}", flush=True)
+    return module
+
+
+def start_tensorflow(device: str) -> str:
+    """Start TensorFlow and say on what."""
+    # TensorFlow imports Keras unless told to use its predecessor, which is not installed: two seconds for nothing.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU") if device != "cpu" else []
+    details = {gpu: tf.config.experimental.get_device_details(gpu) for gpu in found}
+    # NVIDIA's and AMD's can do float64; a pluggable one, such as Apple's, cannot.
+    usable = [gpu for gpu in found if "compute_capability" in details[gpu] or tf.test.is_built_with_rocm()]
+    gpu = choose(device, usable, [details[gpu].get("device_name", gpu.name) for gpu in found])
+    tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
+    if gpu:
+        tf.config.experimental.set_memory_growth(gpu, True)  # memory as needed, so that others find some
+    tf.zeros(())  # starts the devices, whose greetings are held back here
+    return f"GPU: {details[gpu].get('device_name', gpu.name)}" if gpu else cpu_and_why(device)
+
+
+def start_jax(device: str) -> str:
+    """Start JAX and say on what."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory as needed, so that others find some
+    import jax
+
+    if device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    # An NVIDIA or AMD backend is called "gpu", and both can do float64; any other accelerator goes by its own name.
+    accelerators = [accelerator for accelerator in jax.devices() if accelerator.platform != "cpu"]
+    usable = [accelerator for accelerator in accelerators if accelerator.platform == "gpu"]
+    gpu = choose(device, usable, [accelerator.device_kind for accelerator in accelerators])
+    jax.config.update("jax_default_device", gpu or jax.devices("cpu")[0])
+    return f"GPU: {gpu.device_kind}" if gpu else cpu_and_why(device)
+
+
+def choose(device: str, usable: Sequence[Any], found: Sequence[str]) -> Any:
+    """Return the GPU to use, or None for the CPU.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``gpu``.
+        usable: The framework's handles of GPUs that can do float64.
+        found: The names of all accelerators that the framework sees.
+
+    Raises:
+        UserError: ``gpu`` was asked for and none is usable; the message says what was found.
+    """
+    if device == "gpu" and not usable:
+        what = f"{', '.join(found)}, which cannot do float64" if found else missing_gpu()
+        raise UserError(f"runtime.device: expected a GPU that can do float64, found {what}")
+    return usable[0] if usable and device != "cpu" else None
+
+
+def missing_gpu() -> str:
+    """Say why a framework sees no GPU: no driver, a driver without a GPU, or a GPU without CUDA libraries."""
+    cpu = "set runtime.device to auto or cpu"
+    gpus = driver_gpus()
+    if gpus is None:
+        return f"no NVIDIA driver (libcuda.so.1): install it, or {cpu}"
+    if gpus == 0:
+        return f"an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or {cpu}"
+    return f"{gpus} on the NVIDIA driver but no CUDA libraries: `make repro EXTRAS=gpu` installs them, or {cpu}"
+
+
+def cpu_and_why(device: str) -> str:
+    """Name the CPU, and what keeps an automatic choice from a GPU that the driver sees."""
+    return f"CPU (found {missing_gpu()})" if device == "auto" and driver_gpus() else "CPU"
+
+
+def driver_gpus() -> int | None:
+    """Ask NVIDIA's driver for its GPUs: their number, or None without a driver. Frameworks are not needed."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+@contextmanager
+def start_up_noise_held_back() -> Iterator[None]:
+    """Hold back what C++ code writes to stderr, which no log level stops; give it back if the body fails."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as noise:
+        os.dup2(noise.fileno(), 2)
+        try:
+            yield
+        except UserError:
+            raise
+        except BaseException:
+            noise.seek(0)
+            os.write(stderr, noise.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)

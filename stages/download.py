@@ -1,0 +1,197 @@
+"""Fetch the four files of Fashion-MNIST and check their SHA-256.
+
+    python -m stages.download data/raw
+
+The sources, in order; whichever it is, the hash of the content decides:
+
+1. ``$FASHION_MNIST_DIR``, a directory with the four files, gzipped or not: machines without network, mirrors.
+2. /usr/share/datasets/fashion-mnist, where Debian and Ubuntu put their package dataset-fashion-mnist.
+3. The registry of TensorFlow Datasets and its download manager.
+4. The same Debian package, fetched with apt-get, without root and without installing it.
+"""
+
+import gzip
+import multiprocessing
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.command import UserError, run
+from stages.files import publish
+from stages.idx import FILES, fault
+from stages.params import load_params
+
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 60.0
+"""A download that brings no byte for so long is given up."""
+
+
+class SourceError(Exception):
+    """A source that did not give the data set, and why, in one line."""
+
+
+def named_directory(scratch: Path) -> Path:
+    """Return the directory that the user names in ``$FASHION_MNIST_DIR``."""
+    name = os.environ.get("FASHION_MNIST_DIR")
+    if not name:
+        raise SourceError("not set")
+    return Path(name)
+
+
+def installed_package(scratch: Path) -> Path:
+    """Return the directory of the installed Debian package."""
+    return INSTALLED
+
+
+def tensorflow_datasets(scratch: Path) -> Path:
+    """Download the four gzip files at the addresses that TensorFlow Datasets has registered; show its progress bar.
+
+    Its download manager retries for minutes and waits for ever, so the first contact is ours, with a time limit, and
+    it runs in a process that is ended when no more bytes arrive.
+    """
+    import requests
+    import tensorflow_datasets as tfds  # does not load TensorFlow
+
+    addresses = list(tfds.builder_cls("fashion_mnist").url_infos)
+    try:
+        requests.head(addresses[0], timeout=CONNECT_SECONDS, allow_redirects=True).raise_for_status()
+    except requests.RequestException as error:
+        raise SourceError(f"{addresses[0]}: {root_cause(error)}") from None
+    process = multiprocessing.get_context("spawn").Process(target=download_registered, args=(addresses, scratch))
+    process.start()
+    try:
+        arrived, deadline = 0, time.monotonic() + STALL_SECONDS
+        while process.is_alive():
+            process.join(timeout=0.5)
+            size = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+            if size > arrived:
+                arrived, deadline = size, time.monotonic() + STALL_SECONDS
+            if time.monotonic() > deadline:
+                raise SourceError(f"no data for {STALL_SECONDS:.0f} s after {arrived} bytes")
+    finally:
+        process.kill()
+        process.join()
+    if process.exitcode:
+        raise SourceError((scratch / "error").read_text() if (scratch / "error").exists() else "the download broke off")
+    return scratch
+
+
+def download_registered(addresses: list[str], directory: Path) -> None:
+    """Download to ``directory`` under the published names; on failure leave the reason in the file ``error``."""
+    import tensorflow_datasets as tfds
+
+    try:
+        manager = tfds.download.DownloadManager(
+            download_dir=directory / "tfds",
+            url_infos=tfds.builder_cls("fashion_mnist").url_infos,
+            dataset_name="fashion_mnist",
+            force_checksums_validation=True,
+        )
+        paths = manager.download({address.rsplit("/", 1)[1]: address for address in addresses})
+        for name, path in paths.items():
+            shutil.move(path, directory / name)
+    except Exception as error:
+        (directory / "error").write_text(root_cause(error))
+        raise SystemExit(1) from None
+
+
+def debian_package(scratch: Path) -> Path:
+    """Fetch the Debian package with apt-get into ``scratch`` and unpack it there; needs no root."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise SourceError("no apt-get and dpkg-deb here")
+    lists, cache = scratch / "lists", scratch / "cache"
+    for directory in (lists, cache):
+        (directory / "partial").mkdir(parents=True)
+    # Lists and cache of our own: reading needs no root, and the machine's own stay as they are.
+    options = [f"Dir::State::Lists={lists}", f"Dir::Cache={cache}", "APT::Sandbox::User=", "Acquire::Languages=none"]
+    options += ["Acquire::Retries=2", f"Acquire::http::Timeout={CONNECT_SECONDS:.0f}", "Debug::NoLocking=1"]
+    apt_get = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]
+    execute([*apt_get, "update"], scratch)
+    execute([*apt_get, "download", PACKAGE], scratch)
+    (package,) = scratch.glob(f"{PACKAGE}_*.deb")
+    execute(["dpkg-deb", "-x", package.name, "unpacked"], scratch)
+    return scratch / "unpacked" / INSTALLED.relative_to("/")
+
+
+def execute(command: list[str], directory: Path) -> None:
+    """Run a command quietly in ``directory``; a failure becomes a ``SourceError`` with its last line of output."""
+    try:
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10 * STALL_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"{command[0]}: no end after {10 * STALL_SECONDS:.0f} s") from None
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
+        raise SourceError(f"{command[0]}: {lines[-1]}")
+
+
+SOURCES: dict[str, Callable[[Path], Path]] = {
+    "$FASHION_MNIST_DIR": named_directory,
+    str(INSTALLED): installed_package,
+    "TensorFlow Datasets": tensorflow_datasets,
+    f"Debian's {PACKAGE}": debian_package,
+}
+
+
+def read_source(directory: Path) -> dict[str, bytes]:
+    """Read the four files from a directory, each plain or gzipped.
+
+    Raises:
+        SourceError: A file is missing, damaged, or not the published one.
+    """
+    if not directory.is_dir():
+        raise SourceError(f"{directory} is no directory")
+    contents = {}
+    for name, published in FILES.items():
+        plain, zipped = directory / name, directory / f"{name}.gz"
+        path = plain if plain.exists() else zipped
+        try:
+            with plain.open("rb") if path == plain else gzip.open(zipped) as file:
+                content = file.read(published.size + 1)  # no more: a small gzip file may unpack to any size
+        except FileNotFoundError:
+            raise SourceError(f"{directory} has neither {name} nor {name}.gz") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise SourceError(f"{path}: {error}") from None
+        wrong = fault(name, content)
+        if wrong:
+            raise SourceError(f"{path}: {wrong}")
+        contents[name] = content
+    return contents
+
+
+def root_cause(error: BaseException) -> str:
+    """Describe the innermost cause of an error on one line."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def download(raw: Path) -> None:
+    """Write the four files, uncompressed, from the first source that has them."""
+    load_params()  # a fault in params.yaml stops the pipeline at once, not after the download
+    refusals = []
+    for source, fetch in SOURCES.items():
+        with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as scratch:
+            try:
+                contents = read_source(fetch(Path(scratch)))
+            except SourceError as error:
+                refusals.append(f"{source}: {error}")
+                print(f"download: {refusals[-1]}", flush=True)
+                continue
+        publish({raw / name: content for name, content in contents.items()})
+        print(f"download: the four files came from {source}, with the SHA-256 they should have")
+        return
+    raise UserError(
+        f"expected Fashion-MNIST from one of {len(SOURCES)} sources, found it in none ({'; '.join(refusals)}): "
+        f"connect to the network, install {PACKAGE}, or set FASHION_MNIST_DIR to a directory with the four files"
+    )
+
+
+if __name__ == "__main__":
+    run(download)

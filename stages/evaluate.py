@@ -1,0 +1,122 @@
+r"""Score the validation batch and the whole validation set.
+
+    python -m stages.evaluate data/resized data/model.npz \
+        metrics/evaluate.json plots/confusion.csv plots/class_accuracy.csv data/errors.npz
+
+With the committed parameters 214 of the first 256 examples are right (0.8359), and 8217 of all 10,000.
+"""
+
+import math
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.command import UserError, run
+from stages.dataset import FashionMNIST
+from stages.device import load_model
+from stages.exact import K_PARAMETERS, parameter_limit
+from stages.files import csv_bytes, json_bytes, npz_bytes, publish, read_npz
+from stages.idx import CLASS_NAMES
+from stages.params import load_params
+from stages.scaffold import Classifier
+
+Z = 1.959963984540054
+"""The 97.5 % point of the standard normal distribution: two-sided intervals of 95 %."""
+
+
+def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion (E. B. Wilson, JASA 22, 1927, pages 209-212)."""
+    p, n = correct / examples, examples
+    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    spread = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return max(centre - spread, 0.0), min(centre + spread, 1.0)
+
+
+def score(right: NDArray[np.bool_], losses: NDArray[np.float64]) -> dict[str, float]:
+    """Summarise which examples were classified rightly (n,) and their losses (n,) as metrics."""
+    correct, examples = int(right.sum()), len(right)
+    low, high = wilson_interval(correct, examples)
+    return {
+        "accuracy": correct / examples,
+        "accuracy_high": high,
+        "accuracy_low": low,
+        "correct": correct,
+        "examples": examples,
+        "loss": float(losses.sum()) / examples,
+    }
+
+
+def read_model(path: Path, num_inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read W (num_inputs, num_outputs) and b (num_outputs,), float64.
+
+    Raises:
+        UserError: The file is damaged, or a value is off the grid or out of the range of exact arithmetic.
+    """
+    num_outputs = len(CLASS_NAMES)
+    W, b = read_npz(path, W=("float64", (num_inputs, num_outputs)), b=("float64", (num_outputs,)))
+    for name, parameter in (("W", W), ("b", b)):
+        scaled = parameter * 2.0**K_PARAMETERS
+        if not (np.abs(parameter) <= parameter_limit(num_inputs)).all() or (scaled != np.rint(scaled)).any():
+            limit = f"magnitude up to {parameter_limit(num_inputs):.1f}"
+            raise UserError(
+                f"{path}: expected {name} in multiples of 2^-{K_PARAMETERS} of {limit}, found other values: "
+                "run `dvc repro` to make it again"
+            )
+    return W, b
+
+
+def evaluate(
+    resized: Path, model_npz: Path, evaluate_json: Path, confusion_csv: Path, class_accuracy_csv: Path, errors_npz: Path
+) -> None:
+    """Write the metrics, each example's actual and predicted class, the classes' accuracy, and the batch's errors."""
+    params = load_params()
+    data = FashionMNIST(resized, params.evaluate.batch_size)
+    batch = next(islice(data.val_dataloader(), params.evaluate.batch_index, None), None)
+    if batch is None:
+        raise UserError(f"evaluate.batch_index: expected a batch of {resized}, found none with this number: lower it")
+    images, actual = data.validation
+    num_inputs = images[0].size
+    W, b = read_model(model_npz, num_inputs)
+
+    lesson = load_model(params.runtime.framework, params.runtime.device)
+    model = lesson.SoftmaxRegressionScratch(num_inputs, len(CLASS_NAMES), lr=0.0, sigma=0.0)  # takes no step
+    model.load(W, b)
+    predicted, losses = model.predict(data.validation)
+    right = predicted == actual
+    metrics = {"batch": score(right[batch], losses[batch]), "validation": score(right, losses)}
+    print(
+        f"evaluate: {metrics['batch']['correct']} of {metrics['batch']['examples']} in the validation batch are right"
+    )
+
+    wrong = np.arange(len(actual))[batch][~right[batch]]
+    publish(
+        {
+            evaluate_json: json_bytes(metrics),
+            confusion_csv: csv_bytes(
+                ("actual", "predicted"),
+                ((CLASS_NAMES[a], CLASS_NAMES[p]) for a, p in zip(actual, predicted, strict=True)),
+            ),
+            class_accuracy_csv: csv_bytes(
+                ("class", "examples", "correct", "accuracy"),
+                (
+                    (
+                        name,
+                        int(of.sum()),
+                        int((predicted[of] == k).sum()),
+                        Classifier.accuracy(predicted[of], actual[of]),
+                    )
+                    for k, name in enumerate(CLASS_NAMES)
+                    if (of := actual == k).any()
+                ),
+            ),
+            errors_npz: npz_bytes(
+                images=images[wrong], actual=actual[wrong], predicted=predicted[wrong].astype(np.uint8)
+            ),
+        }
+    )
+
+
+if __name__ == "__main__":
+    run(evaluate)

@@ -1,0 +1,145 @@
+"""Softmax regression from scratch, in TensorFlow. ``model_jax.py`` is the same lesson in JAX, with the same bits.
+
+Next to the book (Dive into Deep Learning, section 4.4) each ``snap`` is what is added: it puts a result on a dyadic
+grid so that every sum is exact in any order (``exact.py`` says why). With the committed params.yaml ten epochs reach a
+validation accuracy of 0.8217 on every machine, to the last bit of every parameter.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from stages import exact
+from stages.scaffold import Classifier
+
+snap = partial(exact.snap, tf.round)
+
+
+@tf.custom_gradient
+def softmax(X: Any) -> Any:
+    """Turn logits (n, q) into probabilities (n, q), float64: exponentiate, sum across the classes, divide.
+
+    The row's maximum is subtracted first (the book's exercise 4.4.1), so logits of +-1000 stay finite, and no
+    probability is below 2^-24. The derivative is the book's, y_hat * (d - sum(d * y_hat)), stated because
+    differentiating through the rounded steps would not give it.
+    """
+    X = snap(X - tf.reduce_max(X, 1, keepdims=True), exact.K_LOGITS)
+    X_exp = snap(tf.exp(X), exact.K_EXP)
+    partition = tf.reduce_sum(X_exp, 1, keepdims=True)
+    y_hat = tf.maximum(snap(X_exp / partition, exact.K_PROBABILITIES), exact.SMALLEST_PROBABILITY)
+    return y_hat, lambda d: y_hat * (d - tf.reduce_sum(d * y_hat, 1, keepdims=True))
+
+
+def picked(y_hat: Any, y: Any) -> Any:
+    """Pick each example's probability of its label: (n, q), (n,) -> (n,)."""
+    return tf.gather(y_hat, tf.cast(y, tf.int32), batch_dims=1)
+
+
+def cross_entropy(y_hat: Any, y: Any) -> Any:
+    """Return the mean over examples of -log of the picked probability, a scalar in nats, to be differentiated."""
+    return -tf.reduce_mean(tf.math.log(picked(y_hat, y)))
+
+
+def exact_losses(y_hat: Any, y: Any) -> Any:
+    """Return the same for each example (n,), on its grid: what is summed and reported."""
+    return -snap(tf.math.log(picked(y_hat, y)), exact.K_LOSS)
+
+
+def exact_gradient(logits: Any, k: int) -> Any:
+    """Return ``logits`` unchanged; put the gradient that flows back through them on the grid 2^-k."""
+    identity = tf.custom_gradient(lambda o: (tf.identity(o), lambda d: snap(d, k)))
+    return identity(logits)
+
+
+class SGD:
+    """Minibatch stochastic gradient descent: each parameter less ``lr`` times its gradient."""
+
+    def __init__(self, lr: float) -> None:
+        # A variable, so that the compiled program cannot fold the number into a matrix product's scale.
+        self.lr = tf.Variable(lr, trainable=False, dtype=tf.float64)
+
+    def apply_gradients(self, gradients: Iterable[Any], parameters: Iterable[Any]) -> None:
+        """Update the parameters in place: one product and one snap, then an exact difference."""
+        for gradient, parameter in zip(gradients, parameters, strict=True):
+            parameter.assign_sub(snap(self.lr * gradient, exact.K_PARAMETERS))
+
+
+class SoftmaxRegressionScratch(Classifier):
+    """Flatten each image, one linear layer, softmax. Parameters W (num_inputs, num_outputs) and b (num_outputs,).
+
+    Not a ``tf.keras.Model``: under Keras 3 that does not see a ``tf.Variable`` attribute, so nothing would train.
+    """
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, lr: float, sigma: float = 0.01, *, batch_size: int = 256, seed: int = 0
+    ) -> None:
+        self.W = tf.Variable(exact.initial_weights(num_inputs, num_outputs, sigma, seed))
+        self.b = tf.Variable(tf.zeros(num_outputs, tf.float64))
+        self.batch_size = batch_size
+        self.optimizer = self.configure_optimizers(lr)
+
+    def to_device(self, array: NDArray[Any]) -> Any:
+        """Copy an array to the device."""
+        return tf.constant(array)
+
+    def parameters(self) -> list[Any]:
+        """Return [W, b]."""
+        return [self.W, self.b]
+
+    def load(self, W: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+        """Replace the parameters."""
+        self.W.assign(W)
+        self.b.assign(b)
+
+    def configure_optimizers(self, lr: float) -> SGD:
+        """Return the optimizer of the training steps."""
+        return SGD(lr)
+
+    def logits(self, X: Any) -> Any:
+        """Map images uint8 (n, height, width) to logits (n, num_outputs), exact."""
+        X = tf.reshape(X, (-1, self.W.shape[0]))  # (n, height, width) -> (n, num_inputs)
+        return tf.cast(X, tf.float64) / 256 @ self.W + self.b  # 1/256, a power of two, keeps pixels exact
+
+    def forward(self, X: Any) -> Any:
+        """Map images uint8 (n, height, width) to class probabilities (n, num_outputs)."""
+        return softmax(exact_gradient(self.logits(X), exact.gradient_exponent(self.batch_size)))
+
+    def loss(self, y_hat: Any, y: Any) -> Any:
+        """Return the loss to be differentiated."""
+        return cross_entropy(y_hat, y)
+
+    def training_step(self, X: Any, y: Any) -> Any:
+        """Take one step on a minibatch; return the sum of its examples' losses before the step."""
+        with tf.GradientTape() as tape:
+            y_hat = self.forward(X)
+            loss = self.loss(y_hat, y)
+        self.optimizer.apply_gradients(tape.gradient(loss, self.parameters()), self.parameters())
+        return tf.reduce_sum(exact_losses(y_hat, y))
+
+    @tf.function(jit_compile=True)
+    def fit_epoch(self, X: Any, y: Any, order: Any) -> tuple[Any, Any]:
+        """Take one step for each minibatch of ``order``: the loop is inside the compiled program."""
+        loss, largest = tf.zeros((), tf.float64), tf.zeros((), tf.float64)
+        short = len(order) % self.batch_size
+        for indices in tf.reshape(order[: len(order) - short], (-1, self.batch_size)):
+            loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
+            largest = tf.maximum(largest, self.largest_parameter())
+        if short:
+            indices = order[len(order) - short :]
+            loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
+            largest = tf.maximum(largest, self.largest_parameter())
+        return loss, largest
+
+    def largest_parameter(self) -> Any:
+        """Return the largest magnitude of W and b, a scalar; NaN if one is."""
+        return tf.maximum(tf.reduce_max(tf.abs(self.W)), tf.reduce_max(tf.abs(self.b)))
+
+    @tf.function(jit_compile=True)
+    def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+        logits = self.logits(X)
+        return logits, exact_losses(softmax(logits), y)

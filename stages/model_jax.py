@@ -1,0 +1,159 @@
+"""Softmax regression from scratch, in JAX: the lesson of ``model.py`` under the same names, with the same bits.
+
+Pure functions of parameters and data; one jitted epoch that scans over the minibatches and is given the parameters to
+overwrite; a thin class that holds the parameters for the framework-free trainer. No flax: the model is two arrays.
+The JAX lesson clips the picked probability at 1e-12; here no probability is below 2^-24, which also keeps its
+gradient.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from stages import exact
+from stages.scaffold import Classifier
+
+jax.config.update("jax_enable_x64", True)  # the grids need the 53 bits of a float64
+
+snap = partial(exact.snap, jnp.round)
+
+
+class Parameters(NamedTuple):
+    """The state of training: W (num_inputs, num_outputs) and b (num_outputs,), float64."""
+
+    W: jax.Array
+    b: jax.Array
+
+
+@jax.custom_vjp
+def softmax(X: jax.Array) -> jax.Array:
+    """Turn logits (n, q) into probabilities (n, q), float64: exponentiate, sum across the classes, divide.
+
+    The row's maximum is subtracted first, so logits of +-1000 stay finite, and no probability is below 2^-24.
+    """
+    X = snap(X - X.max(1, keepdims=True), exact.K_LOGITS)
+    X_exp = snap(jnp.exp(X), exact.K_EXP)
+    partition = X_exp.sum(1, keepdims=True)
+    return jnp.maximum(snap(X_exp / partition, exact.K_PROBABILITIES), exact.SMALLEST_PROBABILITY)
+
+
+def softmax_forward(X: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the probabilities, and again as all that the derivative needs."""
+    y_hat = softmax(X)
+    return y_hat, y_hat
+
+
+def softmax_backward(y_hat: jax.Array, d: jax.Array) -> tuple[jax.Array]:
+    """The book's derivative, stated because differentiating through the rounded steps would not give it."""
+    return (y_hat * (d - (d * y_hat).sum(1, keepdims=True)),)
+
+
+softmax.defvjp(softmax_forward, softmax_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def exact_gradient(logits: jax.Array, k: int) -> jax.Array:
+    """Return ``logits`` unchanged; put the gradient that flows back through them on the grid 2^-k."""
+    return logits
+
+
+exact_gradient.defvjp(lambda logits, k: (logits, None), lambda k, _, d: (snap(d, k),))
+
+
+def picked(y_hat: jax.Array, y: jax.Array) -> jax.Array:
+    """Pick each example's probability of its label: (n, q), (n,) -> (n,)."""
+    return y_hat[jnp.arange(len(y)), y]
+
+
+def cross_entropy(y_hat: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the mean over examples of -log of the picked probability, a scalar in nats, to be differentiated."""
+    return -jnp.log(picked(y_hat, y)).mean()
+
+
+def exact_losses(y_hat: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the same for each example (n,), on its grid: what is summed and reported."""
+    return -snap(jnp.log(picked(y_hat, y)), exact.K_LOSS)
+
+
+def compute_logits(parameters: Parameters, X: jax.Array) -> jax.Array:
+    """Map images uint8 (n, height, width) to logits (n, num_outputs), exact."""
+    X = X.reshape(len(X), -1)  # (n, height, width) -> (n, num_inputs)
+    return X.astype(jnp.float64) / 256 @ parameters.W + parameters.b  # 1/256, a power of two, keeps pixels exact
+
+
+def training_loss(parameters: Parameters, X: jax.Array, y: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """Return the loss to be differentiated and the one to be reported."""
+    y_hat = softmax(exact_gradient(compute_logits(parameters, X), exact.gradient_exponent(batch_size)))
+    return cross_entropy(y_hat, y), exact_losses(y_hat, y).sum()
+
+
+def sgd(parameters: Parameters, gradients: Parameters, lr: jax.Array) -> Parameters:
+    """Take each parameter less ``lr`` times its gradient: one product and one snap, then an exact difference."""
+    return jax.tree.map(lambda p, d: p - snap(lr * d, exact.K_PARAMETERS), parameters, gradients)
+
+
+# lr is an argument, not a constant, so that the compiled program cannot fold it into a matrix product's scale.
+@partial(jax.jit, static_argnames="batch_size", donate_argnames="parameters")
+def fit_epoch(
+    parameters: Parameters, X: jax.Array, y: jax.Array, order: jax.Array, lr: jax.Array, batch_size: int
+) -> tuple[Parameters, jax.Array, jax.Array]:
+    """Take one step for each minibatch of ``order``: the loop is inside the compiled program."""
+
+    def training_step(parameters: Parameters, indices: jax.Array) -> tuple[Parameters, tuple[jax.Array, jax.Array]]:
+        gradient = jax.grad(training_loss, has_aux=True)
+        gradients, loss = gradient(parameters, X[indices], y[indices], batch_size)
+        parameters = sgd(parameters, gradients, lr)
+        return parameters, (loss, jnp.maximum(*(jnp.abs(p).max() for p in parameters)))
+
+    short = len(order) % batch_size
+    minibatches = order[: len(order) - short].reshape(-1, batch_size)
+    parameters, (losses, largest) = jax.lax.scan(training_step, parameters, minibatches)
+    loss, peak = losses.sum(), largest.max(initial=0)
+    if short:
+        parameters, (last_loss, last_largest) = training_step(parameters, order[len(order) - short :])
+        loss, peak = loss + last_loss, jnp.maximum(peak, last_largest)
+    return parameters, loss, peak
+
+
+@jax.jit
+def validation_step(parameters: Parameters, X: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+    logits = compute_logits(parameters, X)
+    return logits, exact_losses(softmax(logits), y)
+
+
+class SoftmaxRegressionScratch(Classifier):
+    """Flatten each image, one linear layer, softmax. Parameters W (num_inputs, num_outputs) and b (num_outputs,)."""
+
+    def __init__(
+        self, num_inputs: int, num_outputs: int, lr: float, sigma: float = 0.01, *, batch_size: int = 256, seed: int = 0
+    ) -> None:
+        W = exact.initial_weights(num_inputs, num_outputs, sigma, seed)
+        self.state = Parameters(jnp.asarray(W), jnp.zeros(num_outputs))
+        self.lr = lr
+        self.batch_size = batch_size
+
+    def to_device(self, array: NDArray[Any]) -> jax.Array:
+        """Copy an array to the device."""
+        return jnp.asarray(array)
+
+    def parameters(self) -> list[Any]:
+        """Return [W, b]."""
+        return list(self.state)
+
+    def load(self, W: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+        """Replace the parameters."""
+        self.state = Parameters(jnp.asarray(W), jnp.asarray(b))
+
+    def fit_epoch(self, X: Any, y: Any, order: Any) -> tuple[Any, Any]:
+        """Take one step for each minibatch of ``order``."""
+        self.state, loss, largest = fit_epoch(self.state, X, y, order, self.lr, self.batch_size)
+        return loss, largest
+
+    def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+        return validation_step(self.state, X, y)

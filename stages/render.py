@@ -1,0 +1,156 @@
+r"""Draw the errors of the validation batch, the learning curves and the confusion matrix.
+
+    python -m stages.render data/errors.npz plots/history.csv plots/confusion.csv \
+        plots/errors.png plots/curves.png plots/confusion.png
+
+The bytes of a picture depend on nothing but the data and the pinned matplotlib: its built-in style and fonts, no
+metadata, and a compression that does not depend on the processor.
+"""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from stages.command import UserError, run
+from stages.files import publish, read_npz
+from stages.idx import CLASS_NAMES
+from stages.params import load_params
+
+DPI = 150
+IMAGE_PIXELS = 160
+"""About the side of an image in the error grid; it is drawn at a whole multiple of its own size, so every pixel of it
+is an equal square."""
+MARGIN, CAPTION, HEADER = 10, 50, 90  # pixels: around a tile, for its two lines, above the grid
+MAX_TILES = 400  # the picture stays one that viewers open
+PREDICTED, TRUE = "#b3261e", "#1a1a1a"
+Z_RLE = 3
+"""zlib's strategy that only looks for runs: the others' matches may differ with the processor's instructions."""
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Encode a figure as PNG, without the software's name and version."""
+    buffer = io.BytesIO()
+    options = {"compress_type": Z_RLE, "compress_level": 9}
+    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs=options)
+    return buffer.getvalue()
+
+
+def error_grid(
+    images: NDArray[np.uint8], actual: NDArray[np.uint8], predicted: NDArray[np.uint8], columns: int
+) -> Figure:
+    """Tile misclassified images, each captioned with its predicted class over its true one.
+
+    Args:
+        images: (n, height, width), uint8; n may be 0. At most ``MAX_TILES`` are drawn, and the title says so.
+        actual: Labels (n,), uint8.
+        predicted: Labels (n,), uint8.
+        columns: Images in a row.
+    """
+    shown = min(len(images), MAX_TILES)
+    rows = math.ceil(shown / columns)
+    zoom = max(IMAGE_PIXELS // max(images.shape[1:]), 1)
+    tile_width = max(zoom * images.shape[2], IMAGE_PIXELS) + 2 * MARGIN  # wide enough for every class name
+    tile_height = zoom * images.shape[1] + CAPTION + 2 * MARGIN
+    width, height = max(columns * tile_width, 5 * IMAGE_PIXELS), rows * tile_height + HEADER
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:  # x and y in pixels, y downwards as in the picture
+        figure.text(x / width, 1 - y / height, text, va="center", **style)
+
+    noun = "example" if len(images) == 1 else "examples"
+    first = f", the first {shown} shown" if shown < len(images) else ""
+    write(width / 2, 30, f"{len(images)} misclassified {noun} of the validation batch{first}", ha="center", size=11)
+    write(width / 2 + 10, 65, "predicted", ha="right", size=9, color=PREDICTED)
+    write(width / 2 + 22, 65, "over  true", ha="left", size=9, color=TRUE)
+    for i in range(shown):
+        row, column = divmod(i, columns)
+        left = (width - columns * tile_width) // 2 + column * tile_width
+        top = HEADER + row * tile_height
+        write(left + tile_width / 2, top + 15, CLASS_NAMES[predicted[i]], ha="center", size=8, color=PREDICTED)
+        write(left + tile_width / 2, top + 38, CLASS_NAMES[actual[i]], ha="center", size=8, color=TRUE)
+        image = images[i].repeat(zoom, 0).repeat(zoom, 1)
+        x, y = left + (tile_width - image.shape[1]) // 2, height - (top + CAPTION + MARGIN + image.shape[0])
+        figure.figimage(image, x, y, cmap="gray", vmin=0, vmax=255)
+    return figure
+
+
+def learning_curves(history: pd.DataFrame) -> Figure:
+    """Draw the losses and the accuracy of every epoch, side by side."""
+    figure = Figure(figsize=(9, 3.4), dpi=DPI, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for column, style in (("train_loss", "o-"), ("validation_loss", "s--")):
+        loss.plot(history["epoch"], history[column], style, markersize=4, label=column.replace("_loss", ""))
+    loss.set(title="Cross-entropy", xlabel="epoch", ylabel="nats an example")
+    loss.legend()
+    accuracy.plot(history["epoch"], history["validation_accuracy"], "s--", markersize=4, color="C1")
+    accuracy.set(title="Validation accuracy", xlabel="epoch", ylabel="accuracy")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def confusion_matrix(actual: pd.Series, predicted: pd.Series) -> Figure:
+    """Count the examples of each true class (rows) by predicted class (columns), in label order."""
+    counts = pd.crosstab(actual, predicted).reindex(index=CLASS_NAMES, columns=CLASS_NAMES, fill_value=0).to_numpy()
+    figure = Figure(figsize=(7.2, 6.6), dpi=DPI, layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues", interpolation="nearest")
+    ticks = range(len(CLASS_NAMES))
+    axes.set_xticks(ticks, CLASS_NAMES, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, CLASS_NAMES)
+    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion matrix of {len(actual):,} validation examples")
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if count > 0.6 * counts.max() else "black"
+            axes.text(j, i, str(count), ha="center", va="center", size=9, color=color)
+    return figure
+
+
+def read_csv(path: Path, columns: list[str]) -> Any:
+    """Read a CSV that another stage wrote.
+
+    Raises:
+        UserError: The file is missing, or its columns are others.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{path}: expected a CSV file, found {error}: run `dvc repro` to make it again") from None
+    if list(table.columns) != columns:
+        raise UserError(f"{path}: expected the columns {columns}, found {list(table.columns)}: run `dvc repro`")
+    return table
+
+
+def render(
+    errors_npz: Path, history_csv: Path, confusion_csv: Path, errors_png: Path, curves_png: Path, confusion_png: Path
+) -> None:
+    """Write the three pictures."""
+    columns = load_params().render.columns
+    shape = {"actual": ("uint8", (None,)), "predicted": ("uint8", (None,))}
+    images, actual, predicted = read_npz(errors_npz, images=("uint8", (None, None, None)), **shape)
+    history = read_csv(history_csv, ["epoch", "train_loss", "validation_loss", "validation_accuracy"])
+    confusion = read_csv(confusion_csv, ["actual", "predicted"])
+    # A user's matplotlibrc must not reach the pictures.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        publish(
+            {
+                errors_png: png_bytes(error_grid(images, actual, predicted, columns)),
+                curves_png: png_bytes(learning_curves(history)),
+                confusion_png: png_bytes(confusion_matrix(confusion["actual"], confusion["predicted"])),
+            }
+        )
+
+
+if __name__ == "__main__":
+    run(render)

