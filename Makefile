@@ -1,30 +1,46 @@
 # make repro   the pipeline on the real data            make lint    formatting, lint and types
-# make test    the tests                                make lock    new versions into requirements.lock
-# Each makes .venv first if it is missing or older than the lock.
+# make test    the tests                                make lock    new versions into the lock files
+# make verify  the same model in every way this machine can train it; EPOCHS=1 for a quick look
+#
+# Each makes .venv first if it is missing or older than its lock file. EXTRAS=gpu makes it with the CUDA libraries, once;
+# it is kept until .venv is removed.
 
 .DELETE_ON_ERROR:
-.PHONY: repro test lint lock
+.PHONY: repro test lint verify lock
 MAKEFLAGS += --no-print-directory
+
+ifneq ($(filter-out gpu,$(EXTRAS)),)
+$(error expected EXTRAS=gpu or none, got EXTRAS=$(EXTRAS))
+endif
+LOCK := $(or $(EXTRAS:%=requirements-%.lock),$(shell cat .venv/lock 2>/dev/null),requirements.lock)
+ENVIRONMENT := .venv/$(LOCK).installed
 
 # DVC runs a stage's command with the first python on PATH, in other folders too: the path must be absolute.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Settings of the user's that would change what is imported.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
-repro: .venv/installed
+repro: $(ENVIRONMENT)
 	dvc repro
 
-test: .venv/installed
+test: $(ENVIRONMENT)
 	python -m pytest
 
-lint: .venv/installed
+lint: $(ENVIRONMENT)
 	ruff format --check .
 	ruff check .
 	mypy
 
-lock: .venv/installed
-	uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --generate-hashes \
-	  --no-emit-index-url --custom-compile-command "make lock" --upgrade --quiet --output-file requirements.lock
+verify: $(ENVIRONMENT)
+	dvc repro --quiet resize
+	python -m tools.verify $(EPOCHS:%=--epochs %)
 
-.venv/installed: requirements.lock tools/environment.sh
-	@sh tools/environment.sh requirements.lock
+# The second lock takes all that the first has in the same versions.
+lock: $(ENVIRONMENT)
+	$(COMPILE) --upgrade --output-file requirements.lock
+	$(COMPILE) --extra gpu --constraint requirements.lock --output-file requirements-gpu.lock
+COMPILE = uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --generate-hashes \
+  --no-emit-index-url --custom-compile-command "make lock" --quiet
+
+$(ENVIRONMENT): $(LOCK) tools/environment.sh
+	@sh tools/environment.sh $(LOCK)

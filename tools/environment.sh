@@ -45,5 +45,6 @@ fi
 # Modules are compiled now, since under PYTHONDONTWRITEBYTECODE they never would be: imports take half the time.
 .venv/bin/uv pip sync --quiet --python .venv --require-hashes --compile-bytecode "$lock" >"$log" 2>&1 ||
   fail "expected every package of $lock from the package index, got: $(tr -s '\n ' ' ' <"$log" | cut -c 1-300)"
-touch .venv/installed
+echo "$lock" >.venv/lock
+touch ".venv/$lock.installed"
 echo "environment: ready"
