@@ -30,10 +30,7 @@ def load_model(framework: str, device: str) -> ModuleType:
     Raises:
         UserError: The framework is not installed, or ``gpu`` was asked for and none can be used.
     """
-    start, model = {
-        "tensorflow": (start_tensorflow, "stages.model"),
-        "jax": (start_jax, "stages.model_jax"),
-    }[framework]
+    start, model = FRAMEWORKS[framework]
     try:
         with start_up_noise_held_back():
             place = start(device)
@@ -79,6 +76,9 @@ def start_jax(device: str) -> str:
     gpu = choose(device, usable, [accelerator.device_kind for accelerator in accelerators])
     jax.config.update("jax_default_device", gpu or jax.devices("cpu")[0])
     return f"GPU: {gpu.device_kind}" if gpu else cpu_and_why(device)
+
+
+FRAMEWORKS = {"tensorflow": (start_tensorflow, "stages.model"), "jax": (start_jax, "stages.model_jax")}
 
 
 def choose(device: str, usable: Sequence[Any], found: Sequence[str]) -> Any:

@@ -7,7 +7,6 @@ With the committed parameters 214 of the first 256 examples are right (0.8359), 
 """
 
 import math
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +72,11 @@ def evaluate(
     """Write the metrics, each example's actual and predicted class, the classes' accuracy, and the batch's errors."""
     params = load_params()
     data = FashionMNIST(resized, params.evaluate.batch_size)
-    batch = next(islice(data.val_dataloader(), params.evaluate.batch_index, None), None)
-    if batch is None:
-        raise UserError(f"evaluate.batch_index: expected a batch of {resized}, found none with this number: lower it")
+    batches, index = list(data.val_dataloader()), params.evaluate.batch_index
+    if index >= len(batches):
+        count = f"{len(batches)} batches of {params.evaluate.batch_size}"
+        raise UserError(f"evaluate.batch_index: expected one of the {count} in {resized}, counted from 0, got {index}")
+    batch = batches[index]
     images, actual = data.validation
     num_inputs = images[0].size
     W, b = read_model(model_npz, num_inputs)

@@ -125,9 +125,10 @@ class SoftmaxRegressionScratch(Classifier):
         """Take one step for each minibatch of ``order``: the loop is inside the compiled program."""
         loss, largest = tf.zeros((), tf.float64), tf.zeros((), tf.float64)
         short = len(order) % self.batch_size
-        for indices in tf.reshape(order[: len(order) - short], (-1, self.batch_size)):
-            loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
-            largest = tf.maximum(largest, self.largest_parameter())
+        if short < len(order):  # XLA cannot compile a loop over no minibatches
+            for indices in tf.reshape(order[: len(order) - short], (-1, self.batch_size)):
+                loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
+                largest = tf.maximum(largest, self.largest_parameter())
         if short:
             indices = order[len(order) - short :]
             loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
