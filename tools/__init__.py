@@ -1,0 +1,1 @@
+"""Commands for people and CI that are no stages, one file each."""
