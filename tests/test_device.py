@@ -1,0 +1,242 @@
+"""The choice of a device, with the frameworks' device lists and NVIDIA's driver replaced."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from stages import device
+from stages.command import UserError
+from stages.device import choose, driver_gpus, load_model, start_up_noise_held_back
+
+H200 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5")
+CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
+
+
+class PhysicalDevice(NamedTuple):
+    """What TensorFlow lists."""
+
+    name: str
+
+
+@pytest.fixture
+def jax_devices(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes JAX see other devices, and a record of the settings it is given."""
+    import jax
+
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+
+    def see(*devices: Any) -> dict[str, Any]:
+        monkeypatch.setattr(jax, "devices", lambda kind=None: [d for d in devices if kind in (None, d.platform)])
+        return settings
+
+    return see
+
+
+@pytest.fixture
+def tensorflow_gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes TensorFlow see GPUs with these details, and a record of the calls it gets."""
+    load_model("tensorflow", "cpu")
+    import tensorflow as tf
+
+    calls: dict[str, Any] = {}
+
+    def see(*details: dict[str, Any]) -> dict[str, Any]:
+        gpus = [PhysicalDevice(f"GPU:{i}") for i in range(len(details))]
+        by_name = {gpu.name: entry for gpu, entry in zip(gpus, details, strict=True)}
+        fake = SimpleNamespace(
+            list_physical_devices=lambda kind: gpus,
+            set_visible_devices=lambda visible, kind: calls.__setitem__("visible", [gpu.name for gpu in visible]),
+            experimental=SimpleNamespace(
+                get_device_details=lambda gpu: by_name[gpu.name],
+                set_memory_growth=lambda gpu, on: calls.__setitem__("growth", (gpu.name, on)),
+            ),
+        )
+        monkeypatch.setattr(tf, "config", fake)
+        return calls
+
+    return see
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int = 0) -> None:
+    """Replace NVIDIA's driver by one that sees so many GPUs, or take it away."""
+
+    def load(name: str) -> Any:
+        if gpus is None:
+            raise OSError(f"{name}: cannot open shared object file")
+
+        def count(pointer: Any) -> int:
+            pointer._obj.value = gpus
+            return 0
+
+        return SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=count)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+
+
+@pytest.mark.parametrize(("gpus", "init", "expected"), [(None, 0, None), (0, 0, 0), (2, 0, 2), (2, 100, 0)])
+def test_driver_s_gpus_are_counted_without_a_framework(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int, expected: int | None
+) -> None:
+    driver(monkeypatch, gpus, init)
+
+    assert driver_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "usable", "chosen"),
+    [("auto", ["a", "b"], "a"), ("auto", [], None), ("gpu", ["a"], "a"), ("cpu", ["a"], None), ("cpu", [], None)],
+)
+def test_first_usable_gpu_is_chosen_unless_the_cpu_is_asked_for(wanted: str, usable: list[str], chosen: str) -> None:
+    assert choose(wanted, usable, usable) == chosen
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found", "message"),
+    [
+        (None, [], "found no NVIDIA driver (libcuda.so.1): install it, or set runtime.device to auto or cpu"),
+        (0, [], "found an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        (1, [], "found 1 on the NVIDIA driver but no CUDA libraries: `make repro EXTRAS=gpu` installs them"),
+        (None, ["METAL"], "found METAL, which cannot do float64"),
+    ],
+)
+def test_a_gpu_that_cannot_be_had_is_an_error_that_says_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, found: list[str], message: str
+) -> None:
+    driver(monkeypatch, gpus)
+
+    with pytest.raises(UserError) as caught:
+        choose("gpu", [], found)
+    assert str(caught.value).startswith("runtime.device: expected a GPU that can do float64, ")
+    assert message in str(caught.value)
+
+
+def test_jax_takes_a_gpu_and_says_which(jax_devices: Any) -> None:
+    settings = jax_devices(H200, H200, CPU)
+
+    assert device.start_jax("auto") == "GPU: NVIDIA H200"
+    assert settings["jax_default_device"] is H200
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_jax_does_not_take_an_accelerator_without_float64(jax_devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, None)
+    settings = jax_devices(TPU, CPU)
+
+    assert device.start_jax("auto") == "CPU"
+    assert settings["jax_default_device"] is CPU
+    with pytest.raises(UserError, match="found TPU v5, which cannot do float64"):
+        device.start_jax("gpu")
+
+
+def test_jax_on_the_cpu_hides_the_gpus(jax_devices: Any) -> None:
+    settings = jax_devices(CPU)
+
+    assert device.start_jax("cpu") == "CPU"
+    assert settings["jax_platforms"] == "cpu"
+
+
+def test_auto_without_cuda_libraries_says_what_would_install_them(
+    jax_devices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver(monkeypatch, 1)
+    jax_devices(CPU)
+
+    assert device.start_jax("auto").startswith("CPU (found 1 on the NVIDIA driver but no CUDA libraries: `make repro")
+
+
+def test_tensorflow_takes_a_gpu_with_memory_as_needed(tensorflow_gpus: Any) -> None:
+    details = {"device_name": "NVIDIA H200", "compute_capability": (9, 0)}
+    calls = tensorflow_gpus(details, details)
+
+    assert device.start_tensorflow("auto") == "GPU: NVIDIA H200"
+    assert calls == {"visible": ["GPU:0"], "growth": ("GPU:0", True)}
+
+
+def test_tensorflow_does_not_take_a_gpu_without_float64(tensorflow_gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, None)
+    calls = tensorflow_gpus({"device_name": "METAL"})
+
+    assert device.start_tensorflow("auto") == "CPU"
+    assert calls == {"visible": []}
+    with pytest.raises(UserError, match="found METAL, which cannot do float64"):
+        device.start_tensorflow("gpu")
+
+
+def test_tensorflow_on_the_cpu_hides_the_gpus(tensorflow_gpus: Any) -> None:
+    calls = tensorflow_gpus({"device_name": "NVIDIA H200", "compute_capability": (9, 0)})
+
+    assert device.start_tensorflow("cpu") == "CPU"
+    assert calls == {"visible": []}
+
+
+def test_a_missing_framework_is_one_line_that_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(wanted: str) -> str:
+        raise ModuleNotFoundError("No module named 'jax'", name="jax")
+
+    monkeypatch.setitem(device.FRAMEWORKS, "jax", (start, "stages.model_jax"))
+
+    with pytest.raises(UserError) as caught:
+        load_model("jax", "auto")
+    assert str(caught.value).startswith(f"expected jax in {sys.executable}, found no module jax: run `make repro`")
+
+
+def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from stages import command, device; "
+        "device.driver_gpus = lambda: None; device.ctypes = None; import jax; "
+        "jax.devices = lambda kind=None: []; command.run(lambda out: device.load_model('jax', 'gpu') and None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "out"], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "-c: runtime.device: expected a GPU that can do float64, found no NVIDIA driver (libcuda.so.1): "
+        "install it, or set runtime.device to auto or cpu"
+    ]
+
+
+def start_noisily(error: Exception | None) -> None:
+    with start_up_noise_held_back():
+        os.write(2, b"noise\n")
+        if error:
+            raise error
+
+
+def test_start_up_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
+    start_noisily(None)
+
+    assert capfd.readouterr().err == ""
+
+
+def test_start_up_noise_is_given_back_if_the_start_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"):
+        start_noisily(ValueError("broken"))
+
+    assert capfd.readouterr().err == "noise\n"
+
+
+def test_start_up_noise_does_not_join_a_message_to_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="one line"):
+        start_noisily(UserError("one line"))
+
+    assert capfd.readouterr().err == ""
+
+
+def test_tensorflow_starts_without_a_line_on_stderr() -> None:
+    script = "from stages.device import load_model; load_model('tensorflow', 'cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
+
+    assert (done.stdout, done.stderr) == ("tensorflow on CPU\n", "")
