@@ -1,0 +1,184 @@
+"""The pipeline on a small data set, in a repository of its own.
+
+Fixtures for all tests:
+
+    environment   the caller's environment without the settings that could reach Git, DVC or Python, and with the
+                  interpreter of the tests as ``python``, as DVC needs it
+    source        the repository under test: to be read and cloned, never changed
+    pipeline      a repository with the files of the working tree but 600 + 300 synthetic images and parameters of
+                  its own, in which ``dvc repro`` has run once and is committed; every test gets it as committed
+    reproduced    the same for fixtures, which have to return to its tag ``start`` themselves
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+FOREIGN = ("DVC_", "GIT_", "XDG_", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH")
+"""How the names of variables begin that could change what Git, DVC or Python do."""
+PARAMETERS = {
+    "runtime.framework": "jax",  # starts in one second, TensorFlow in five
+    "runtime.device": "auto",
+    "resize.height": 32,
+    "resize.width": 32,
+    "train.seed": 0,
+    "train.epochs": 2,
+    "train.batch_size": 256,
+    "train.lr": 0.1,
+    "train.sigma": 0.01,
+    "evaluate.batch_size": 256,
+    "evaluate.batch_index": 0,
+    "render.columns": 8,
+}
+"""Those of the small pipeline, so that a user's params.yaml cannot fail a test."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What one ``dvc repro`` printed, and with it which stages it ran, took from the run cache, or left alone."""
+
+    output: str
+
+    @property
+    def ran(self) -> list[str]:
+        return re.findall(r"^Running stage '(\w+)':$", self.output, re.MULTILINE)
+
+    @property
+    def cached(self) -> list[str]:
+        return re.findall(r"^Stage '(\w+)' is cached - skipping run", self.output, re.MULTILINE)
+
+    @property
+    def skipped(self) -> list[str]:
+        return re.findall(r"^Stage '(\w+)' didn't change, skipping$", self.output, re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A working tree and the environment in which commands run there."""
+
+    root: Path
+    environment: Mapping[str, str]
+
+    def run(self, *command: str) -> str:
+        """Return what a command wrote to stdout; if it fails, fail with all that it wrote."""
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def git(self, *words: str) -> str:
+        return self.run("git", *words)
+
+    def dvc(self, *words: str) -> str:
+        return self.run("dvc", *words)
+
+    def repro(self, *options: str) -> Reproduction:
+        return Reproduction(self.dvc("repro", *options))
+
+    def changed(self) -> set[str]:
+        """The paths that differ from the last commit, files that it does not know included."""
+        return {line[3:] for line in self.git("status", "--porcelain", "--untracked-files=all").splitlines()}
+
+    def outputs(self) -> dict[str, str]:
+        """The hash of every output, as dvc.lock has it."""
+        stages = yaml.safe_load((self.root / "dvc.lock").read_text())["stages"].values()
+        return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+    def commit(self, message: str) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message", message)
+
+    def clone(self, root: Path) -> "Repository":
+        """Clone the last commit as a stranger would: what Git holds, and no DVC cache."""
+        self.git("clone", "--quiet", "--no-local", ".", str(root))
+        return Repository(root, self.environment)
+
+    def append(self, path: str, line: str) -> None:
+        with (self.root / path).open("a") as file:
+            file.write(f"{line}\n")
+
+    def set_parameter(self, name: str, value: object) -> None:
+        """Change a value in params.yaml and nothing else."""
+        section, key = name.split(".")
+        path = self.root / "params.yaml"
+        text, found = re.subn(rf"(?ms)(^{section}:.*?^  {key}: )[^ \n]+", rf"\g<1>{value}", path.read_text(), count=1)
+        assert found, f"{name} is not in params.yaml"
+        path.write_text(text)
+
+
+def small_data_set() -> dict[str, NDArray[np.uint8]]:
+    """Make the four arrays: a bright block, whose place is the class, in noise that hides about one in ten.
+
+    The validation split has two batches of 256, the second one short.
+    """
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 600), ("t10k", 300)):
+        labels = rng.integers(0, 10, n, np.uint8)
+        images = rng.integers(0, 100, (n, 28, 28), np.uint8)
+        for image, k in zip(images, labels, strict=True):
+            image[14 * (k // 5) :, 5 * (k % 5) :][:14, :5] += 80
+        arrays |= {f"{split}-images-idx3-ubyte": images, f"{split}-labels-idx1-ubyte": labels}
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    home = tmp_path_factory.mktemp("home")
+    # The repository under test may belong to another user.
+    (home / ".gitconfig").write_text("[user]\nname = Tester\nemail = tester@example.org\n[safe]\ndirectory = *\n")
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)} | {
+        "HOME": str(home),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "DVC_GLOBAL_CONFIG_DIR": str(home),
+        "DVC_SYSTEM_CONFIG_DIR": str(home),
+        "DVC_SITE_CACHE_DIR": str(home),
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+@pytest.fixture(scope="session")
+def source(environment: dict[str, str]) -> Repository:
+    return Repository(ROOT, environment)
+
+
+@pytest.fixture(scope="session")
+def reproduced(source: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    published = tmp_path_factory.mktemp("published")
+    small = Repository(tmp_path_factory.mktemp("pipeline"), source.environment | {"FASHION_MNIST_DIR": str(published)})
+    for name in source.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+        if (ROOT / name).is_file() and not name.startswith(("dvc.lock", "metrics/", "plots/")):
+            (small.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, small.root / name)
+    for name, array in small_data_set().items():
+        content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+        (published / name).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        small.append("stages/idx.py", f'FILES["{name}"] = Published({array.shape}, "{sha256}")')
+    for name, value in PARAMETERS.items():
+        small.set_parameter(name, value)
+    small.git("init", "--quiet")
+    small.repro()
+    small.commit("Reproduce the pipeline on a small data set")
+    small.git("tag", "start")
+    return small
+
+
+@pytest.fixture
+def pipeline(reproduced: Repository) -> Iterator[Repository]:
+    yield reproduced
+    reproduced.git("reset", "--quiet", "--hard", "start")
+    reproduced.git("clean", "--quiet", "--force", "-d")

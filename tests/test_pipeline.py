@@ -1,0 +1,380 @@
+"""The stages as DVC sees them: what they declare, what reruns, what a clone can tell, what the lock proves."""
+
+import ast
+import json
+import re
+import shutil
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from stages.params import YAML12Loader
+
+ROOT = Path(__file__).resolve().parent.parent
+DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES = DVC_YAML["stages"]
+PARAMETERS = yaml.safe_load((ROOT / "params.yaml").read_text())
+LOCKS = {  # a list of entries for each: a requirement and its hashes, without the comments
+    path.name: re.sub(r"^ *#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ").splitlines()
+    for path in sorted(ROOT.glob("requirements*.lock"))
+}
+MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "stages").glob("*.py"))}
+TOOLS = [ast.parse(path.read_text()) for path in sorted((ROOT / "tools").glob("*.py"))]
+CALLS = [node for tree in (*MODULES.values(), *TOOLS) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def paths(stage, *kinds):
+    """The paths in the lists that a stage of dvc.yaml has under ``kinds``; an entry may be a mapping of its path."""
+    entries = [entry for kind in kinds for entry in STAGES[stage].get(kind, [])]
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+def imported(module):
+    """The modules of stages/ that one of them imports, anywhere in it, or names in full to have it imported."""
+    names = set()
+    for node in ast.walk(MODULES[module]):
+        match node:
+            case ast.Import():
+                names |= {alias.name for alias in node.names}
+            case ast.ImportFrom():
+                package = ".".join(filter(None, ["stages" * bool(node.level), node.module]))
+                names |= {package} | {f"{package}.{alias.name}" for alias in node.names}
+            case ast.Constant(value=str(name)):
+                names.add(name)
+    return {name.removeprefix("stages.") for name in names if name.startswith("stages.")} & MODULES.keys()
+
+
+def closure(module):
+    """A module of stages/ and all of them that it needs."""
+    found, new = set(), {module}
+    while new:
+        found |= new
+        new = {name for known in new for name in imported(known)} - found
+    return found
+
+
+def sections_read(module):
+    """The sections of params.yaml that a module takes from ``load_params()`` or from a name given to its result."""
+    nodes = list(ast.walk(MODULES[module]))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node) == "load_params()"]
+    names = {ast.unparse(node.targets[0]) for node in nodes if isinstance(node, ast.Assign) and node.value in calls}
+    uses = [
+        node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names
+    ]
+    taken = {node.value: node.attr for node in nodes if isinstance(node, ast.Attribute) and node.value in calls + uses}
+    seen = [*taken, *(node.value for node in nodes if isinstance(node, ast.Assign | ast.Expr) and node.value in calls)]
+    assert set(calls + uses) == set(seen), f"{module} hands all sections on, so what it reads cannot be seen here"
+    return set(taken.values())
+
+
+def arguments(call):
+    """A call's keyword arguments, as written."""
+    return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+
+
+# What dvc.yaml declares.
+
+
+def test_the_modules_that_can_be_run_are_the_stages():
+    runnable = {name for name, tree in MODULES.items() if ast.unparse(tree.body[-1]).startswith("if __name__ == ")}
+    assert runnable == STAGES.keys()
+
+
+def test_no_module_imports_a_stage():
+    assert {name: stages for name in MODULES if (stages := imported(name) & STAGES.keys())} == {}
+
+
+def test_the_package_itself_is_only_a_docstring_and_so_no_dependency():
+    (docstring,) = MODULES["__init__"].body
+    assert ast.unparse(docstring) == repr(ast.get_docstring(MODULES["__init__"], clean=False))
+
+
+def test_every_module_is_needed_by_a_stage():
+    assert set().union(*map(closure, STAGES)) | {"__init__"} == MODULES.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_dependencies_of_a_stage_are_its_module_and_all_that_it_imports(stage):
+    declared = [path for path in paths(stage, "deps") if path.startswith("stages/")]
+    assert sorted(declared) == sorted(f"stages/{name}.py" for name in closure(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_parameters_of_a_stage_are_the_sections_that_it_reads(stage):
+    read = set().union(*map(sections_read, closure(stage)))
+    assert sorted(STAGES[stage].get("params", [])) == sorted(read)
+
+
+def test_the_stages_read_every_section_of_params_yaml_and_no_other():
+    assert {section for stage in STAGES.values() for section in stage.get("params", [])} == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_command_of_a_stage_names_its_data_dependencies_and_then_its_outputs(stage):
+    inputs = [path for path in paths(stage, "deps") if not path.startswith("stages/")]
+    outputs = paths(stage, "outs", "metrics", "plots")
+    words = STAGES[stage]["cmd"].split()
+    assert words[:3] == ["python", "-m", f"stages.{stage}"]
+    assert sorted(words[3 : 3 + len(inputs)]) == sorted(inputs)
+    assert sorted(words[3 + len(inputs) :]) == sorted(outputs)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_paths_on_the_command_line_have_the_names_and_the_order_of_the_arguments(stage):
+    (function,) = (node for node in MODULES[stage].body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    words = STAGES[stage]["cmd"].split()[3:]
+    assert [Path(word).name.replace(".", "_") for word in words] == [argument.arg for argument in function.args.args]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_what_it_does(stage):
+    assert re.fullmatch(r"[A-Z].+[^.]", STAGES[stage]["desc"])
+
+
+def test_the_model_is_an_artifact():
+    assert DVC_YAML["artifacts"]["softmax-regression"].items() >= {"path": "data/model.npz", "type": "model"}.items()
+    assert "data/model.npz" in STAGES["train"]["outs"]
+
+
+def test_dvc_accepts_dvc_yaml_and_sees_the_stages_in_data_order(pipeline):
+    assert pipeline.dvc("stage", "list", "--name-only").split() == list(STAGES)
+
+
+# What reruns.
+
+ALL = "download resize train evaluate render"
+AFTER_A_COMMENT = [
+    ("__init__", ""),
+    ("command", ALL),
+    ("dataset", "train evaluate"),
+    ("device", "train evaluate"),
+    ("download", "download"),
+    ("evaluate", "evaluate"),
+    ("exact", "train evaluate"),
+    ("files", ALL),
+    ("idx", ALL),
+    ("model", "train evaluate"),
+    ("model_jax", "train evaluate"),
+    ("params", ALL),
+    ("render", "render"),
+    ("resize", "resize"),
+    ("scaffold", "train evaluate"),
+    ("train", "train"),
+]
+AFTER_ANOTHER_RUNTIME = [  # which changes no result
+    ("runtime.framework", "tensorflow", "train evaluate"),
+    ("runtime.device", "cpu", "train evaluate"),
+]
+AFTER_ANOTHER_VALUE = [  # of a parameter that changes results, so that what depends on them runs too
+    ("resize.height", 31, "resize train evaluate render"),
+    ("resize.width", 31, "resize train evaluate render"),
+    ("train.seed", 1, "train evaluate render"),
+    ("train.epochs", 3, "train evaluate render"),
+    ("train.batch_size", 128, "train evaluate render"),
+    ("train.lr", 0.2, "train evaluate render"),
+    ("train.sigma", 0.02, "train evaluate render"),
+    ("evaluate.batch_size", 128, "evaluate render"),
+    ("evaluate.batch_index", 1, "evaluate render"),
+    ("render.columns", 4, "render"),
+]
+
+
+def assert_undoing_takes_from_the_run_cache(pipeline, path, stages):
+    pipeline.git("restore", path)
+    undone = pipeline.repro()
+    assert (undone.ran, undone.cached) == ([], stages.split())
+    assert pipeline.changed() == set()
+
+
+def test_the_tables_have_every_module_and_every_parameter():
+    parameters = [f"{section}.{key}" for section, values in PARAMETERS.items() for key in values]
+    assert [module for module, _ in AFTER_A_COMMENT] == list(MODULES)
+    assert [name for name, *_ in AFTER_ANOTHER_RUNTIME + AFTER_ANOTHER_VALUE] == parameters
+
+
+# Dry runs tell which: they differ from real ones only where outputs change, and comments change none, as the next test
+# shows for all modules at once.
+@pytest.mark.parametrize(("module", "stages"), AFTER_A_COMMENT)
+def test_a_comment_reruns_the_stages_that_import_the_module(pipeline, module, stages):
+    pipeline.append(f"stages/{module}.py", "# A comment.")
+    assert pipeline.repro("--dry").ran == stages.split()
+
+
+def test_comments_change_no_output(pipeline):
+    outputs = pipeline.outputs()
+    modules = {f"stages/{module}.py" for module in MODULES}
+    for path in modules:
+        pipeline.append(path, "# A comment.")
+    assert pipeline.repro().ran == ALL.split()
+    assert pipeline.outputs() == outputs
+    assert pipeline.changed() == modules | {"dvc.lock"}
+    assert_undoing_takes_from_the_run_cache(pipeline, "stages", ALL)
+
+
+@pytest.mark.parametrize(("name", "value", "stages"), AFTER_ANOTHER_VALUE)
+def test_a_parameter_reruns_the_stages_that_read_it_and_those_whose_inputs_change(pipeline, name, value, stages):
+    pipeline.set_parameter(name, value)
+    assert pipeline.repro().ran == stages.split()
+    assert_undoing_takes_from_the_run_cache(pipeline, "params.yaml", stages)
+
+
+@pytest.mark.parametrize(("name", "value", "stages"), AFTER_ANOTHER_RUNTIME)
+def test_where_the_arithmetic_runs_changes_no_byte_of_any_output(pipeline, name, value, stages):
+    outputs = pipeline.outputs()
+    pipeline.set_parameter(name, value)
+    reproduction = pipeline.repro()
+    assert (reproduction.ran, reproduction.skipped) == (stages.split(), ["download", "resize", "render"])
+    assert pipeline.outputs() == outputs
+    assert pipeline.changed() == {"params.yaml", "dvc.lock"}
+    added = re.findall(r"^\+ +(.*)", pipeline.git("diff", "--unified=0", "dvc.lock"), re.MULTILINE)
+    assert added == [f"{name.removeprefix('runtime.')}: {value}"] * len(stages.split())
+    assert_undoing_takes_from_the_run_cache(pipeline, "params.yaml", stages)
+
+
+def test_nothing_reruns_when_nothing_changed(pipeline):
+    again = pipeline.repro()
+    assert (again.ran, again.cached, again.skipped) == ([], [], list(STAGES))
+    assert "Data and pipelines are up to date." in again.output
+
+
+def test_bytecode_beside_code_and_data_reruns_nothing(pipeline, tmp_path):
+    copy = replace(pipeline, root=shutil.copytree(pipeline.root, tmp_path / "copy"))
+    for folder in ("stages", "data", "data/raw", "data/resized"):
+        for name in ("__pycache__/train.cpython-39.pyc", "train.pyc"):
+            path = copy.root / folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"no code")
+    again = copy.repro()
+    assert (again.ran, again.cached, again.skipped) == ([], [], list(STAGES))
+    assert copy.changed() == set()
+
+
+# What a clone without data can tell, and the way back.
+
+CHANGES = {"resize.height": (32, 30), "train.lr": (0.1, 0.05), "evaluate.batch_index": (0, 1), "render.columns": (8, 5)}
+
+
+@pytest.fixture(scope="module")
+def change(reproduced, tmp_path_factory):
+    """Every stage changed and committed, a clone of that, and the changes undone."""
+    reproduced.append("stages/download.py", "# Another comment.")
+    for name, (_, new) in CHANGES.items():
+        reproduced.set_parameter(name, new)
+    there = reproduced.repro()
+    metrics = json.loads(reproduced.dvc("metrics", "diff", "--json"))
+    reproduced.commit("Change every stage")
+    clone = reproduced.clone(tmp_path_factory.mktemp("change") / "clone")
+    reproduced.git("reset", "--quiet", "start")
+    reproduced.git("restore", "params.yaml", "stages/download.py")
+    back = reproduced.repro()
+    return SimpleNamespace(there=there, metrics=metrics, clone=clone, back=back, left=reproduced.changed())
+
+
+def test_the_run_cache_restores_every_stage_when_all_changes_are_undone(change):
+    assert change.there.ran == ALL.split()
+    assert (change.back.ran, change.back.cached, change.left) == ([], ALL.split(), set())
+
+
+def test_metrics_diff_shows_what_a_change_did_to_training_and_to_evaluation(change):
+    assert change.metrics.keys() == {"metrics/train.json", "metrics/evaluate.json"}
+    assert change.metrics["metrics/train.json"].keys() == {"train_loss", "validation_loss", "validation_accuracy"}
+    assert change.metrics["metrics/evaluate.json"]["batch.examples"] == {"old": 256, "new": 44, "diff": -212}
+    assert "validation.examples" not in change.metrics["metrics/evaluate.json"]
+
+
+def test_a_clone_without_cache_or_remote_shows_the_same_change_of_metrics(change):
+    assert not (change.clone.root / ".dvc" / "cache").exists()
+    assert change.clone.dvc("remote", "list") == ""
+    assert json.loads(change.clone.dvc("metrics", "diff", "--json", "HEAD~1")) == change.metrics
+
+
+def test_a_clone_without_cache_or_remote_shows_the_change_of_parameters(change):
+    (shown,) = json.loads(change.clone.dvc("params", "diff", "--json", "HEAD~1")).values()
+    assert {name: (entry["old"], entry["new"]) for name, entry in shown.items()} == CHANGES
+
+
+def test_a_clone_without_cache_or_remote_draws_every_plot_once(change):
+    change.clone.dvc("plots", "diff", "HEAD~1")
+    page = (change.clone.root / "dvc_plots" / "index.html").read_text()
+    charts = re.findall(r'"title": \{"text": "([^"]+)"', page)
+    pictures = re.findall(r'<img src="static/([^"]+)"', page)
+    assert sorted(charts) == [
+        "Accuracy of each class of the validation set",
+        "Confusion matrix of the validation set",
+        "Loss",
+        "Validation accuracy",
+    ]
+    assert sorted(pictures) == [
+        f"{revision}_plots_{name}.png"
+        for revision in ("HEAD~1", "workspace")
+        for name in ("confusion", "curves", "errors")
+    ]
+
+
+def test_a_fresh_clone_without_results_reproduces_the_commit_byte_for_byte(source, tmp_path):
+    clone = source.clone(tmp_path / "clone")
+    for folder in ("metrics", "plots"):
+        shutil.rmtree(clone.root / folder)
+    assert clone.repro().ran == ALL.split()
+    assert clone.changed() == set()
+
+
+# What the project takes from others, and what it gives them.
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_has_nothing_but_exact_versions_with_their_sha256(lock):
+    exact = re.compile(r"[a-z0-9-]+==[^ ;]+( ; [^\\]+?)?( +--hash=sha256:[0-9a-f]{64})+")
+    assert [entry for entry in LOCKS[lock] if not exact.fullmatch(entry)] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_names_no_address(lock):
+    assert "://" not in (ROOT / lock).read_text()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_has_every_dependency_of_pyproject_toml(lock):
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lists = [pyproject["project"]["dependencies"], *pyproject["dependency-groups"].values()]
+    named = {re.match(r"[\w.-]+", requirement)[0] for requirements in lists for requirement in requirements}
+    assert named - {entry.split("==")[0] for entry in LOCKS[lock]} == set()
+
+
+def test_the_lock_for_gpus_adds_nvidias_libraries_and_changes_nothing():
+    common, gpu = set(LOCKS["requirements.lock"]), set(LOCKS["requirements-gpu.lock"])
+    assert common - gpu == set()
+    assert {re.split(r"-|==", entry)[0] for entry in gpu - common} == {"jax", "nvidia"}
+    assert all(" ; sys_platform == 'linux' " in entry for entry in gpu - common)
+
+
+def test_git_tracks_no_data(source):
+    tracked = source.git("ls-files").splitlines()
+    assert [name for name in tracked if re.search(r"^data/|-ubyte|\.(npz|npy|gz|deb|pyc)$", name)] == []
+
+
+def test_no_tracked_file_names_a_path_of_a_machine(source):
+    own = re.compile(rb"/(?:home|root|Users|work)/")
+    tracked = source.git("ls-files").splitlines()
+    assert [name for name in tracked if own.search((source.root / name).read_bytes())] == []
+
+
+def test_no_array_is_ever_unpickled():
+    loads = [arguments(call) for call in CALLS if ast.unparse(call.func) in ("np.load", "numpy.load")]
+    assert {keywords.get("allow_pickle") for keywords in loads} == {"False"}
+
+
+def test_yaml_is_only_loaded_safely():
+    calls = {(ast.unparse(call.func), arguments(call).get("Loader")) for call in CALLS}
+    loads = {(function, loader) for function, loader in calls if re.fullmatch(r"yaml\.\w*load\w*", function)}
+    assert loads - {("yaml.safe_load", None)} == {("yaml.load", "YAML12Loader")}
+    assert issubclass(YAML12Loader, yaml.SafeLoader)
+
+
+def test_no_command_goes_through_a_shell():
+    assert {arguments(call).get("shell", "False") for call in CALLS} == {"False"}
+    assert {ast.unparse(call.func) for call in CALLS} & {"os.system", "os.popen", "subprocess.getoutput"} == set()
