@@ -1,9 +1,20 @@
-"""A stage as a command: its paths, its exit code, its one-line errors."""
+"""A stage as a command: its paths, its exit code, its one-line errors, and when its results may be published."""
 
+import ctypes
+import hashlib
 import inspect
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+STAGES = Path(__file__).parent
+PARAMS = Path("params.yaml")
+PARENT = os.getppid()
+
+at_start: dict[Path, str] = {}
+"""What this process must find again before it publishes: inputs, parameters and modules, each with its state."""
 
 
 class UserError(Exception):
@@ -22,7 +33,10 @@ def run(stage: Callable[..., None]) -> None:
         usage = " ".join(name.upper() for name in wanted)
         sys.exit(f"{verb}: expected {len(wanted)} paths, got {len(sys.argv) - 1}: python -m stages.{verb} {usage}")
     try:
-        stage(*map(Path, sys.argv[1:]))
+        end_with_dvc()
+        paths = [Path(argument) for argument in sys.argv[1:]]
+        at_start.update({path: state(path) for path in (*paths, PARAMS, *STAGES.glob("*.py")) if path.exists()})
+        stage(*paths)
     except UserError as error:
         sys.exit(f"{verb}: {error}")
     except OSError as error:
@@ -32,15 +46,54 @@ def run(stage: Callable[..., None]) -> None:
         if not out_of_memory(error):
             raise
         sys.exit(
-            f"{verb}: out of memory ({str(error).splitlines()[0]}): free some, "
+            f"{verb}: out of memory ({str(error).splitlines()[0] if str(error) else 'of the host'}): free some, "
             "lower train.batch_size or the size in resize in params.yaml, or set runtime.device to cpu"
         )
     except KeyboardInterrupt:
         print(f"{verb}: interrupted; nothing was published", file=sys.stderr)
         sys.exit(130)
+    finally:
+        at_start.clear()
 
 
 def out_of_memory(error: Exception) -> bool:
     """Tell whether Python, TensorFlow or JAX ran out of memory, without importing the frameworks."""
     tensorflow, jax = type(error).__name__ == "ResourceExhaustedError", str(error).startswith("RESOURCE_EXHAUSTED")
     return isinstance(error, MemoryError) or tensorflow or jax
+
+
+def end_with_dvc() -> None:
+    """Have the kernel kill this stage when its dvc dies, as a killed dvc leaves its stage running.
+
+    The stage would later overwrite the results of the next run. dvc.yaml starts it with ``exec``, so that dvc is its
+    parent whatever the shell.
+    """
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def state(path: Path) -> str:
+    """Return what changes when a file changes: a text's content, a data file's or folder's size and time."""
+    if path.suffix in (".py", ".yaml"):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    entries = [(file.name, file.stat()) for file in files if file.suffix != ".tmp"]  # our own, on their way out
+    return str([(name, status.st_size, status.st_mtime_ns) for name, status in entries])
+
+
+def check_unchanged() -> None:
+    """Raise ``UserError`` if what this process started from is no longer what is there, or if its dvc is gone.
+
+    DVC hashes dependencies after the command has ended (treeverse/dvc#11058), so it would record a file that was edited
+    meanwhile as the source of results that do not come from it.
+    """
+    if "DVC_STAGE" in os.environ and os.getppid() != PARENT:
+        raise UserError("the dvc that started this stage is gone: nothing was published: run `dvc repro`")
+    loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    for path, before in at_start.items():
+        if path.parent == STAGES and path not in loaded:
+            continue  # another stage's module
+        if not path.exists() or state(path) != before:
+            shown = os.path.relpath(path)
+            raise UserError(f"{shown} changed while the stage ran: nothing was published: run `dvc repro` again")

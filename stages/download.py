@@ -10,6 +10,7 @@ The sources, in order; whichever it is, the hash of the content decides:
 4. The same Debian package, fetched with apt-get, without root and without installing it.
 """
 
+import contextlib
 import gzip
 import multiprocessing
 import os
@@ -70,7 +71,7 @@ def tensorflow_datasets(scratch: Path) -> Path:
         arrived, deadline = 0, time.monotonic() + STALL_SECONDS
         while process.is_alive():
             process.join(timeout=0.5)
-            size = sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+            size = bytes_in(scratch)
             if size > arrived:
                 arrived, deadline = size, time.monotonic() + STALL_SECONDS
             if time.monotonic() > deadline:
@@ -81,6 +82,15 @@ def tensorflow_datasets(scratch: Path) -> Path:
     if process.exitcode:
         raise SourceError((scratch / "error").read_text() if (scratch / "error").exists() else "the download broke off")
     return scratch
+
+
+def bytes_in(directory: Path) -> int:
+    """Add up the sizes of the files in a directory where another process creates, renames and removes them."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 def download_registered(addresses: list[str], directory: Path) -> None:
@@ -115,8 +125,10 @@ def debian_package(scratch: Path) -> Path:
     apt_get = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]
     execute([*apt_get, "update"], scratch)
     execute([*apt_get, "download", PACKAGE], scratch)
-    (package,) = scratch.glob(f"{PACKAGE}_*.deb")
-    execute(["dpkg-deb", "-x", package.name, "unpacked"], scratch)
+    packages = [path.name for path in scratch.glob(f"{PACKAGE}_*.deb")]
+    if not packages:
+        raise SourceError("apt-get: it said that it downloaded the package, but did not")
+    execute(["dpkg-deb", "-x", packages[0], "unpacked"], scratch)
     return scratch / "unpacked" / INSTALLED.relative_to("/")
 
 

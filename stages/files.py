@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.command import UserError
+from stages.command import UserError, check_unchanged
 
 DIGITS = 6
 """Decimals of every loss and ratio in ``metrics/`` and ``plots/``: far below what one example can change."""
@@ -61,12 +60,15 @@ def read_npz(path: Path, **contract: tuple[str, tuple[int | None, ...]]) -> list
     """
     mend = "run `dvc repro` to make it again"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
+        content = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: expected a file, found none: {mend}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UserError(f"{path}: expected an .npz archive, found damage ({error}): {mend}") from None
+    try:
+        with np.load(content, allow_pickle=False) as archive:
+            found = {name: np.asanyarray(archive[name]) for name in archive.files}
+    except Exception as error:  # a damaged archive makes zipfile and NumPy raise whatever they meet
+        damage = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path}: expected an .npz archive, found damage ({damage:.200}): {mend}") from None
     if sorted(found) != sorted(contract):
         raise UserError(f"{path}: expected the arrays {sorted(contract)}, found {sorted(found)}: {mend}")
     for name, (dtype, shape) in contract.items():
@@ -84,15 +86,21 @@ def publish(outputs: Mapping[Path, bytes]) -> None:
 
     Every content is first written and synced to a temporary sibling; only when all are on disk are they renamed, so a
     full disk or a kill leaves either the old files or the new ones.
+
+    Raises:
+        UserError: What the stage started from has changed meanwhile.
     """
     siblings = {path: path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in outputs}
     try:
         for path, content in outputs.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            for stale in path.parent.glob(f"{path.name}.*.tmp"):
+                stale.unlink()  # a killed stage left it
             with siblings[path].open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        check_unchanged()
         for path, sibling in siblings.items():
             sibling.replace(path)
     finally:

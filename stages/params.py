@@ -105,6 +105,14 @@ class YAML12Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - none of YAML 1.1; the ones below instead
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build the value of a node; a tag that its text does not fit is a fault at its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"found no valid {kind}", node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Build a dictionary in which the value of a key that stands there more than once is ``REPEATED``."""
         mapping: dict[Hashable, Any] = {}
@@ -166,8 +174,9 @@ def load_params(path: Path = PATH) -> Params:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise UserError(f"{path}: {line}expected YAML, but {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = shown(str(error.problem or error.context).removeprefix("but "), quoted=False)
+        raise UserError(f"{path}: {line}expected YAML, but {problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: an escape for no character
         raise UserError(f"{path}: expected YAML, but {' '.join(str(error).split())}") from None
 
 

@@ -77,9 +77,10 @@ def error_grid(
         top = HEADER + row * tile_height
         write(left + tile_width / 2, top + 15, CLASS_NAMES[predicted[i]], ha="center", size=8, color=PREDICTED)
         write(left + tile_width / 2, top + 38, CLASS_NAMES[actual[i]], ha="center", size=8, color=TRUE)
-        image = images[i].repeat(zoom, 0).repeat(zoom, 1)
+        grey = images[i].repeat(zoom, 0).repeat(zoom, 1)
+        image = np.stack([grey] * 3, axis=-1)  # as colours, which no colour map rounds
         x, y = left + (tile_width - image.shape[1]) // 2, height - (top + CAPTION + MARGIN + image.shape[0])
-        figure.figimage(image, x, y, cmap="gray", vmin=0, vmax=255)
+        figure.figimage(image, x, y)
     return figure
 
 
@@ -125,7 +126,8 @@ def read_csv(path: Path, columns: list[str]) -> Any:
     try:
         table = pd.read_csv(path)
     except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{path}: expected a CSV file, found {error}: run `dvc repro` to make it again") from None
+        found = " ".join(str(error).split())
+        raise UserError(f"{path}: expected a CSV file, found {found}: run `dvc repro` to make it again") from None
     if list(table.columns) != columns:
         raise UserError(f"{path}: expected the columns {columns}, found {list(table.columns)}: run `dvc repro`")
     return table
