@@ -21,6 +21,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 repro: $(ENVIRONMENT)
+	@python -m tools.repair
 	dvc repro
 
 test: $(ENVIRONMENT)
@@ -32,6 +33,7 @@ lint: $(ENVIRONMENT)
 	mypy
 
 verify: $(ENVIRONMENT)
+	@python -m tools.repair
 	dvc repro --quiet resize
 	python -m tools.verify $(EPOCHS:%=--epochs %)
 
