@@ -118,15 +118,15 @@ def test_the_command_of_a_stage_names_its_data_dependencies_and_then_its_outputs
     inputs = [path for path in paths(stage, "deps") if not path.startswith("stages/")]
     outputs = paths(stage, "outs", "metrics", "plots")
     words = STAGES[stage]["cmd"].split()
-    assert words[:3] == ["python", "-m", f"stages.{stage}"]
-    assert sorted(words[3 : 3 + len(inputs)]) == sorted(inputs)
-    assert sorted(words[3 + len(inputs) :]) == sorted(outputs)
+    assert words[:4] == ["exec", "python", "-m", f"stages.{stage}"]
+    assert sorted(words[4 : 4 + len(inputs)]) == sorted(inputs)
+    assert sorted(words[4 + len(inputs) :]) == sorted(outputs)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_paths_on_the_command_line_have_the_names_and_the_order_of_the_arguments(stage):
     (function,) = (node for node in MODULES[stage].body if isinstance(node, ast.FunctionDef) and node.name == stage)
-    words = STAGES[stage]["cmd"].split()[3:]
+    words = STAGES[stage]["cmd"].split()[4:]
     assert [Path(word).name.replace(".", "_") for word in words] == [argument.arg for argument in function.args.args]
 
 

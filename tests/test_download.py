@@ -1,0 +1,452 @@
+"""Fetching the data set: the sources in order, what each refuses and how it says so; no network but 127.0.0.1.
+
+Four small files stand for the published ones.
+"""
+
+import gzip
+import hashlib
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download.checksums import UrlInfo
+
+from stages import download
+from stages.command import UserError
+from stages.download import SOURCES, SourceError, debian_package, download_registered, read_source, tensorflow_datasets
+from stages.idx import FILES, Published
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMED, INSTALLED, REGISTRY, DEBIAN = SOURCES
+SHAPES = dict(zip(FILES, [(3, 28, 28), (3,), (2, 28, 28), (2,)], strict=True))
+CONTENTS = {
+    name: Published(shape, "").header + np.random.default_rng(0).bytes(int(np.prod(shape)))
+    for name, shape in SHAPES.items()
+}
+GZIPPED = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in CONTENTS.items()}
+FIRST = next(iter(CONTENTS))
+
+
+def registered(addresses):
+    """What TensorFlow Datasets would know of the gzip files if they were published at these addresses."""
+    contents = {address: GZIPPED[address.rpartition("/")[2]] for address in addresses}
+    return {
+        address: UrlInfo(size=len(content), checksum=hashlib.sha256(content).hexdigest(), filename=None)
+        for address, content in contents.items()
+    }
+
+
+def download_locally_registered(addresses, directory):
+    """Stand for ``download_registered`` in the process of its own, which no monkeypatch reaches."""
+    tfds.builder_cls("fashion_mnist").url_infos = registered(addresses)
+    download_registered(addresses, directory)
+
+
+def break_off(addresses, directory):
+    """Stand for a download process that something kills."""
+    os._exit(9)
+
+
+def tree(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def write(directory, contents):
+    directory.mkdir()
+    for name, content in contents.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def refuse(scratch):
+    raise SourceError("not here")
+
+
+@pytest.fixture(autouse=True)
+def published(monkeypatch):
+    for name, content in CONTENTS.items():
+        monkeypatch.setitem(FILES, name, Published(SHAPES[name], hashlib.sha256(content).hexdigest()))
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A working directory with params.yaml, in which every source refuses."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download.tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(download, "INSTALLED", tmp_path / "installed")
+    monkeypatch.delenv("FASHION_MNIST_DIR", raising=False)
+    for source in (REGISTRY, DEBIAN):
+        monkeypatch.setitem(SOURCES, source, refuse)
+    return tmp_path
+
+
+# The stage
+
+
+def test_there_are_four_sources_the_nearest_first():
+    assert list(SOURCES) == [
+        "$FASHION_MNIST_DIR",
+        "/usr/share/datasets/fashion-mnist",
+        "TensorFlow Datasets",
+        "Debian's dataset-fashion-mnist",
+    ]
+
+
+@pytest.mark.parametrize("wanted", list(SOURCES))
+def test_sources_are_asked_in_order_until_one_has_the_files(workplace, monkeypatch, capsys, wanted):
+    asked = []
+
+    def ask(source, scratch):
+        asked.append(source)
+        return write(scratch / "found", CONTENTS) if source == wanted else refuse(scratch)
+
+    for source in SOURCES:
+        monkeypatch.setitem(SOURCES, source, lambda scratch, source=source: ask(source, scratch))
+    download.download(workplace / "data" / "raw")
+    assert asked == list(SOURCES)[: len(asked)]
+    assert asked[-1] == wanted
+    assert tree(workplace / "data" / "raw") == CONTENTS
+    assert capsys.readouterr().out.splitlines() == [
+        *(f"download: {source}: not here" for source in asked[:-1]),
+        f"download: the four files came from {wanted}, with the SHA-256 they should have",
+    ]
+    assert not tree(workplace / "scratch")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [CONTENTS, GZIPPED, dict([*list(CONTENTS.items())[:2], *list(GZIPPED.items())[2:]])],
+    ids=["plain", "gzipped", "mixed"],
+)
+def test_a_directory_of_the_users_may_have_the_files_plain_or_gzipped(workplace, monkeypatch, files):
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(write(workplace / "mirror", files)))
+    download.download(workplace / "raw")
+    assert tree(workplace / "raw") == CONTENTS
+
+
+DAMAGES = {
+    "truncated": (f"{FIRST}.gz", GZIPPED[f"{FIRST}.gz"][:-9], "Compressed file ended before the end-of-stream marker"),
+    "flipped bit": (f"{FIRST}.gz", GZIPPED[f"{FIRST}.gz"][:-8] + bytes(8), "CRC check failed"),
+    "no deflate stream": (f"{FIRST}.gz", GZIPPED[f"{FIRST}.gz"][:10] + b"\xff" * 99, "Error -3 while decompressing"),
+    "HTML": (f"{FIRST}.gz", b"<!DOCTYPE html>", "Not a gzipped file"),
+    "empty gzip": (f"{FIRST}.gz", b"", "expected 2368 bytes, found 0"),
+    "other gzip": (f"{FIRST}.gz", gzip.compress(bytes(2368)), "expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    "gzip bomb": (f"{FIRST}.gz", gzip.compress(bytes(10**7)), "expected 2368 bytes, found 2369"),
+    "truncated plain": (FIRST, CONTENTS[FIRST][:-1], "expected 2368 bytes, found 2367"),
+    "flipped bit in plain": (FIRST, CONTENTS[FIRST][:-1] + b"\0", "expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    "gzip named plain": (FIRST, GZIPPED[f"{FIRST}.gz"], r"expected 2368 bytes, found \d+"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
+    workplace, monkeypatch, capsys, name, content, reason
+):
+    mirror = write(workplace / "mirror", {**GZIPPED, name: content})
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(mirror))
+    write(workplace / "installed", GZIPPED)
+    download.download(workplace / "raw")
+    refusal, success = capsys.readouterr().out.splitlines()
+    assert re.match(re.escape(f"download: {NAMED}: {mirror / name}: ") + reason, refusal)
+    assert success.startswith(f"download: the four files came from {INSTALLED}, ")
+    assert tree(workplace / "raw") == CONTENTS
+
+
+def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
+    incomplete = write(tmp_path / "mirror", {name: CONTENTS[name] for name in list(CONTENTS)[:3]})
+    last = list(CONTENTS)[3]
+    with pytest.raises(SourceError, match=f"^{incomplete} has neither {last} nor {last}.gz$"):
+        read_source(incomplete)
+    with pytest.raises(SourceError, match=f"^{tmp_path / 'none'} is no directory$"):
+        read_source(tmp_path / "none")
+
+
+@pytest.mark.parametrize("before", [None, {"train-images-idx3-ubyte": b"old"}])
+def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_written(workplace, monkeypatch, before):
+    monkeypatch.setenv("FASHION_MNIST_DIR", "")
+    if before:
+        write(workplace / "raw", before)
+    with pytest.raises(UserError) as caught:
+        download.download(workplace / "raw")
+    assert str(caught.value) == (
+        "expected Fashion-MNIST from one of 4 sources, found it in none ("
+        f"{NAMED}: not set; {INSTALLED}: {workplace / 'installed'} is no directory; {REGISTRY}: not here; "
+        f"{DEBIAN}: not here): connect to the network, install dataset-fashion-mnist, "
+        "or set FASHION_MNIST_DIR to a directory with the four files"
+    )
+    assert (tree(workplace / "raw") if before else (workplace / "raw").exists()) == (before or False)
+    assert not tree(workplace / "scratch")
+
+
+def test_a_fault_in_params_yaml_is_found_before_any_source_is_asked(workplace, capsys):
+    (workplace / "params.yaml").write_text("")
+    with pytest.raises(UserError, match=r"params\.yaml: expected the keys"):
+        download.download(workplace / "raw")
+    assert not capsys.readouterr().out
+
+
+# TensorFlow Datasets
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answer with the files in ``server.files``; send only half of one that stands there with ``None``, and wait."""
+
+    def do_HEAD(self):
+        self.send_head()
+
+    def do_GET(self):
+        content = self.send_head()
+        if content is None:
+            self.wfile.write(bytes(1000))
+            self.server.closing.wait(60)
+        elif content:
+            self.wfile.write(content)
+
+    def send_head(self):
+        name = self.path.rpartition("/")[2]
+        if name not in self.server.files:
+            self.send_error(404)
+            return b""
+        content = self.server.files[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(2000 if content is None else len(content)))
+        self.end_headers()
+        return content
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An HTTP server with the four gzip files, whose addresses TensorFlow Datasets has in this process."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.files, server.closing = dict(GZIPPED), threading.Event()
+        server.addresses = [f"http://127.0.0.1:{server.server_port}/data/{name}" for name in GZIPPED]
+        monkeypatch.setattr(tfds.builder_cls("fashion_mnist"), "url_infos", registered(server.addresses))
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.closing.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_the_registry_knows_the_four_files():
+    addresses = tfds.builder_cls("fashion_mnist").url_infos
+    assert {address.rpartition("/")[2] for address in addresses} == set(GZIPPED)
+
+
+def test_the_download_manager_brings_the_registered_files_under_their_names(server, tmp_path):
+    download_registered(server.addresses, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in GZIPPED} == GZIPPED
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"<!DOCTYPE html>", "NonMatchingChecksumError: Artifact http"), (..., "DownloadError: Failed to get url http")],
+    ids=["other content", "not found"],
+)
+def test_the_download_manager_refuses_a_file_that_is_not_the_registered_one(server, tmp_path, content, reason):
+    name = f"{FIRST}.gz"
+    server.files = {other: GZIPPED[other] for other in GZIPPED if other != name}
+    if content is not ...:
+        server.files[name] = content
+    with pytest.raises(SystemExit, match=r"^1$"):
+        download_registered(server.addresses, tmp_path)
+    message = (tmp_path / "error").read_text()
+    assert message.isprintable()
+    assert message.startswith(reason)
+    assert name in message
+
+
+def test_the_download_manager_refuses_an_address_that_is_not_registered(server, tmp_path):
+    with pytest.raises(SystemExit, match=r"^1$"):
+        download_registered([f"{server.addresses[0]}?other"], tmp_path)
+    assert (tmp_path / "error").read_text().startswith("ValueError: Missing checksums url: http://127.0.0.1")
+
+
+def test_the_registered_files_arrive_through_a_process_of_its_own(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "download_registered", download_locally_registered)
+    assert read_source(tensorflow_datasets(tmp_path)) == CONTENTS
+
+
+def test_the_reason_of_a_failed_download_comes_back_from_its_process(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "download_registered", download_locally_registered)
+    server.files[f"{FIRST}.gz"] = b"<!DOCTYPE html>"
+    with pytest.raises(SourceError, match=f"^NonMatchingChecksumError: Artifact http.*/{FIRST}.gz, "):
+        tensorflow_datasets(tmp_path)
+
+
+def test_a_killed_download_is_said_to_have_broken_off(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "download_registered", break_off)
+    with pytest.raises(SourceError, match=r"^the download broke off$"):
+        tensorflow_datasets(tmp_path)
+
+
+def test_a_stalled_download_is_given_up_and_its_process_ended(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "download_registered", download_locally_registered)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    server.files = dict.fromkeys(GZIPPED)
+    with pytest.raises(SourceError, match=r"^no data for 1 s after \d+ bytes$"):
+        tensorflow_datasets(tmp_path)
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def trickle(server, monkeypatch):
+    """Replace the process by one that brings a byte every 40 seconds of a clock that only it moves."""
+
+    def trickle(total, *, ends):
+        state = SimpleNamespace(now=0.0, arrived=0, killed=False)
+
+        def process(target, args):
+            def join(timeout=None):
+                state.now += 40
+                if state.arrived < total:
+                    state.arrived += 1
+                    (args[1] / "part").write_bytes(bytes(state.arrived))
+
+            def kill():
+                state.killed = True
+
+            def is_alive():
+                return state.arrived < total or not ends
+
+            return SimpleNamespace(start=lambda: None, join=join, kill=kill, is_alive=is_alive, exitcode=0)
+
+        monkeypatch.setattr(download.multiprocessing, "get_context", lambda method: SimpleNamespace(Process=process))
+        monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: state.now))
+        return state
+
+    return trickle
+
+
+def test_a_download_slower_than_the_limit_is_not_given_up_while_bytes_arrive(trickle, tmp_path):
+    state = trickle(10, ends=True)
+    assert tensorflow_datasets(tmp_path) == tmp_path
+    assert state.now > 5 * download.STALL_SECONDS
+
+
+def test_a_download_that_falls_silent_is_given_up_with_the_bytes_it_brought(trickle, tmp_path):
+    state = trickle(3, ends=False)
+    with pytest.raises(SourceError, match=r"^no data for 60 s after 3 bytes$"):
+        tensorflow_datasets(tmp_path)
+    assert state.killed
+
+
+def test_a_file_that_vanishes_between_listing_and_measuring_is_no_failure(trickle, tmp_path, monkeypatch):
+    (tmp_path / "renamed").symlink_to("elsewhere")
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    trickle(1, ends=True)
+    assert tensorflow_datasets(tmp_path) == tmp_path
+
+
+def test_a_host_that_refuses_a_connection_is_named(server, tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/{FIRST}.gz"
+    monkeypatch.setattr(tfds.builder_cls("fashion_mnist"), "url_infos", registered([address]))
+    with pytest.raises(SourceError, match=f"^{address}: ConnectionRefusedError: "):
+        tensorflow_datasets(tmp_path)
+
+
+def test_a_host_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"http://127.0.0.1:{mute.getsockname()[1]}/{FIRST}.gz"
+        monkeypatch.setattr(tfds.builder_cls("fashion_mnist"), "url_infos", registered([address]))
+        with pytest.raises(SourceError, match=f"^{address}: TimeoutError: timed out$"):
+            tensorflow_datasets(tmp_path)
+
+
+def test_a_host_without_the_file_is_named_with_its_answer(server, tmp_path):
+    server.files = {}
+    with pytest.raises(SourceError, match=f"^{server.addresses[0]}: HTTPError: 404 "):
+        tensorflow_datasets(tmp_path)
+
+
+# Debian
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Put scripts in front of all other commands."""
+
+    def commands(scripts):
+        for name, script in scripts.items():
+            path = tmp_path / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    return commands
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    directory = tmp_path / "scratch"
+    directory.mkdir()
+    return directory
+
+
+APT_GET = """echo "$@" >> {log}
+case "$*" in *" download dataset-fashion-mnist") : > dataset-fashion-mnist_0.0-1_all.deb; esac"""
+DPKG_DEB = 'test "$1" = -x && mkdir -p "$3/usr/share/datasets" && cp -r {package} "$3/usr/share/datasets/fashion-mnist"'
+
+
+def test_the_debian_package_is_fetched_and_unpacked_below_the_scratch_directory(tmp_path, scratch, commands):
+    package, log = write(tmp_path / "package", GZIPPED), tmp_path / "log"
+    commands({"apt-get": APT_GET.format(log=log), "dpkg-deb": DPKG_DEB.format(package=package)})
+    directory = debian_package(scratch)
+    assert directory == scratch / "unpacked/usr/share/datasets/fashion-mnist"
+    assert read_source(directory) == CONTENTS
+    update, fetch = log.read_text().splitlines()
+    assert update.endswith(" update")
+    assert fetch.endswith(" download dataset-fashion-mnist")
+    for line in (update, fetch):
+        assert f"-o Dir::State::Lists={scratch}/lists -o Dir::Cache={scratch}/cache " in line
+
+
+@pytest.mark.parametrize(
+    ("apt_get", "dpkg_deb", "reason"),
+    [
+        ("echo done; echo 'W: old lists' >&2; echo 'E: no lists' >&2; exit 100", "", "apt-get: E: no lists"),
+        ("echo 'E: no lists'; exit 100", "", "apt-get: E: no lists"),
+        ("exit 100", "", "apt-get: exit code 100"),
+        (APT_GET.format(log="/dev/null"), "echo 'no archive' >&2; exit 2", "dpkg-deb: no archive"),
+        ("exit 0", "", "apt-get: "),
+    ],
+    ids=["on stderr", "on stdout", "silent", "no archive", "nothing fetched"],
+)
+def test_a_command_that_fails_is_named_with_its_last_line(scratch, commands, apt_get, dpkg_deb, reason):
+    commands({"apt-get": apt_get, "dpkg-deb": dpkg_deb})
+    with pytest.raises(SourceError, match=f"^{reason}"):
+        debian_package(scratch)
+
+
+def test_a_command_that_does_not_end_is_given_up(scratch, commands, monkeypatch):
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
+    commands({"apt-get": "exec sleep 600", "dpkg-deb": ""})
+    with pytest.raises(SourceError, match=r"^apt-get: no end after 1 s$"):
+        debian_package(scratch)
+
+
+@pytest.mark.parametrize("present", [[], ["apt-get"], ["dpkg-deb"]])
+def test_without_both_commands_the_source_refuses(tmp_path, scratch, commands, monkeypatch, present):
+    commands(dict.fromkeys(present, ""))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(SourceError, match=r"^no apt-get and dpkg-deb here$"):
+        debian_package(scratch)

@@ -1,0 +1,283 @@
+"""The pictures: bytes that depend on nothing but the data, pixels that are those of the images, labels in order."""
+
+import io
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import same_color
+from PIL import Image
+
+from stages.command import UserError
+from stages.files import csv_bytes, npz_bytes
+from stages.idx import CLASS_NAMES
+from stages.render import MAX_TILES, PREDICTED, TRUE, confusion_matrix, error_grid, learning_curves, png_bytes, render
+
+ROOT = Path(__file__).resolve().parent.parent
+INPUTS = ["errors.npz", "history.csv", "confusion.csv"]
+PICTURES = ["errors.png", "curves.png", "confusion.png"]
+HISTORY_COLUMNS = ["epoch", "train_loss", "validation_loss", "validation_accuracy"]
+rng = np.random.default_rng(0)
+ACTUAL, PREDICTION = rng.integers(0, 10, (2, 500), np.uint8)
+CONFUSION = [(CLASS_NAMES[i], CLASS_NAMES[j]) for i, j in zip(ACTUAL, PREDICTION, strict=True)]
+HISTORY = [(epoch, *rng.random(3)) for epoch in range(1, 11)]
+
+
+def errors(n, height=32, width=32):
+    """Images, true and predicted labels of ``n`` errors."""
+    return np.random.default_rng(n).integers(0, 256, (n, height, width), np.uint8), ACTUAL[:n], PREDICTION[:n]
+
+
+def pixels(figure):
+    """The picture that a reader decodes: (height, width, 4), uint8."""
+    return np.asarray(Image.open(io.BytesIO(png_bytes(figure))))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.texts]
+
+
+def rendered():
+    """The bytes of the three pictures of the working directory."""
+    render(*map(Path, INPUTS + PICTURES))
+    return [Path(name).read_bytes() for name in PICTURES]
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory):
+    """A directory with params.yaml, the three inputs and the pictures that a first rendering made of them."""
+    directory = tmp_path_factory.mktemp("laid-out")
+    shutil.copy(ROOT / "params.yaml", directory)
+    images, actual, predicted = errors(5)
+    (directory / "errors.npz").write_bytes(npz_bytes(images=images, actual=actual, predicted=predicted))
+    (directory / "history.csv").write_bytes(csv_bytes(HISTORY_COLUMNS, HISTORY))
+    (directory / "confusion.csv").write_bytes(csv_bytes(["actual", "predicted"], CONFUSION))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        rendered()
+    return directory
+
+
+@pytest.fixture
+def pictures(laid_out):
+    return [(laid_out / name).read_bytes() for name in PICTURES]
+
+
+@pytest.fixture
+def workplace(laid_out, tmp_path, monkeypatch):
+    """A working directory with params.yaml and the three inputs."""
+    for name in ["params.yaml", *INPUTS]:
+        shutil.copy(laid_out / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# Bytes
+
+
+def test_two_renderings_have_equal_bytes_and_other_data_has_others(workplace, pictures):
+    assert rendered() == pictures
+    Path("history.csv").write_bytes(csv_bytes(HISTORY_COLUMNS, HISTORY[:-1]))
+    assert [one == other for one, other in zip(rendered(), pictures, strict=True)] == [True, False, True]
+
+
+HOSTILE = """
+figure.dpi: 42
+figure.facecolor: red
+figure.constrained_layout.use: True
+savefig.dpi: 50
+savefig.bbox: tight
+savefig.transparent: True
+font.family: monospace
+font.size: 30
+text.usetex: True
+text.hinting: none
+text.antialiased: False
+axes.grid: True
+axes.prop_cycle: cycler('color', ['k'])
+lines.linewidth: 9
+image.cmap: jet
+image.origin: lower
+image.interpolation: bicubic
+path.sketch: 5, 50, 5
+"""
+EXTENSIONS = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+"""The vector extensions that this processor has beyond those that NumPy needs."""
+PROCESSORS = {
+    "old": {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": " ".join(EXTENSIONS)},
+    "X86_V3": {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "1"},
+    "X86_V4": {"OPENBLAS_CORETYPE": "SkylakeX"},
+}
+SETTINGS = {name: settings for name, settings in PROCESSORS.items() if name in ("old", *EXTENSIONS)} | {
+    "hostile": {"MATPLOTLIBRC": "matplotlibrc", "MPLBACKEND": "pdf", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_bytes_depend_neither_on_the_users_settings_nor_on_the_processor(workplace, pictures, environment, settings):
+    if "MATPLOTLIBRC" in settings:
+        Path("matplotlibrc").write_text(HOSTILE)
+    command = [sys.executable, "-m", "stages.render", *INPUTS, *PICTURES]
+    subprocess.run(command, check=True, env=environment | settings | {"PYTHONPATH": str(ROOT)})
+    for name, picture in zip(PICTURES, pictures, strict=True):
+        assert Path(name).read_bytes() == picture, name
+
+
+def test_a_style_set_in_this_process_neither_reaches_the_pictures_nor_is_lost(workplace, pictures):
+    with matplotlib.rc_context({"font.size": 30, "image.cmap": "jet", "savefig.facecolor": "red"}):
+        assert rendered() == pictures
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_picture_has_no_text_time_or_software_chunk(pictures):
+    for picture in pictures:
+        kinds, place = [], 8
+        while place < len(picture):
+            length, kind = struct.unpack_from(">I4s", picture, place)
+            kinds.append(kind)
+            place += 12 + length
+        assert list(dict.fromkeys(kinds)) == [b"IHDR", b"pHYs", b"IDAT", b"IEND"]
+
+
+# The error grid
+
+
+@pytest.mark.parametrize(
+    ("n", "height", "width", "columns", "zoom", "tile", "size"),
+    [
+        (10, 32, 32, 8, 5, (180, 230), (1440, 550)),
+        (1, 32, 32, 8, 5, (180, 230), (1440, 320)),
+        (2, 32, 32, 1, 5, (180, 230), (800, 550)),
+        (3, 32, 32, 3, 5, (180, 230), (800, 320)),
+        (33, 32, 32, 32, 5, (180, 230), (5760, 550)),
+        (3, 28, 28, 2, 5, (180, 210), (800, 510)),
+        (3, 64, 48, 8, 2, (180, 198), (1440, 288)),
+        (3, 48, 64, 8, 2, (180, 166), (1440, 256)),
+        (3, 128, 128, 8, 1, (180, 198), (1440, 288)),
+        (3, 127, 1, 8, 1, (180, 197), (1440, 287)),
+        (3, 1, 1, 8, 160, (180, 230), (1440, 320)),
+        (3, 1, 128, 8, 1, (180, 71), (1440, 161)),
+    ],
+)
+def test_every_pixel_of_an_image_is_an_equal_square_of_its_grey_level(n, height, width, columns, zoom, tile, size):
+    images, actual, predicted = errors(n, height, width)
+    picture = pixels(error_grid(images, actual, predicted, columns)).copy()
+    assert picture.shape == (size[1], size[0], 4)
+    for i in range(n):
+        left = (size[0] - columns * tile[0]) // 2 + i % columns * tile[0] + (tile[0] - zoom * width) // 2
+        top = 90 + i // columns * tile[1] + 60
+        drawn = picture[top : top + zoom * height, left : left + zoom * width]
+        expected = np.kron(images[i], np.ones((zoom, zoom), np.uint8))
+        np.testing.assert_array_equal(drawn[..., :3], np.stack([expected] * 3, axis=-1))
+        np.testing.assert_array_equal(drawn[..., 3], np.full_like(expected, 255))
+        picture[top : top + zoom * height, left : left + zoom * width] = 255
+    # What is left are letters: all pixels of the margins are white.
+    np.testing.assert_array_equal(picture[-10:], np.full_like(picture[-10:], 255))
+
+
+def test_no_errors_give_a_picture_that_says_so():
+    figure = error_grid(*errors(0), columns=8)
+    assert texts(figure)[0] == "0 misclassified examples of the validation batch"
+    assert pixels(figure).shape == (90, 1440, 4)
+
+
+@pytest.mark.parametrize(
+    ("n", "drawn", "title"),
+    [
+        (1, 1, "1 misclassified example of the validation batch"),
+        (2, 2, "2 misclassified examples of the validation batch"),
+        (400, 400, "400 misclassified examples of the validation batch"),
+        (401, 400, "401 misclassified examples of the validation batch, the first 400 shown"),
+    ],
+)
+def test_the_title_says_how_many_errors_there_are_and_how_many_are_drawn(n, drawn, title):
+    figure = error_grid(*errors(n), columns=8)
+    assert MAX_TILES == 400
+    assert texts(figure)[0] == title
+    assert len(figure.images) == drawn
+
+
+def test_each_image_has_its_predicted_class_above_its_true_class_and_both_above_the_image():
+    images, actual, predicted = errors(3)
+    figure = error_grid(images, actual, predicted, columns=2)
+    captions = figure.texts[3:]
+    for i in range(3):
+        above, below = captions[2 * i : 2 * i + 2]
+        assert (above.get_text(), below.get_text()) == (CLASS_NAMES[predicted[i]], CLASS_NAMES[actual[i]])
+        assert above.get_position()[0] == below.get_position()[0]
+        assert above.get_position()[1] > below.get_position()[1]
+        assert same_color([above.get_color(), below.get_color()], [PREDICTED, TRUE])
+        image = figure.images[i]
+        height = figure.bbox.height
+        assert below.get_position()[1] * height > image.oy + image.get_array().shape[0]
+    assert len(captions) == 6
+
+
+def test_the_picture_has_the_computed_size_in_whole_pixels_with_any_number_of_columns():
+    for columns in range(1, 33):
+        size = error_grid(*errors(columns + 1, 1, 1), columns).canvas.get_width_height()
+        assert size == (max(180 * columns, 800), 90 + 2 * 230)
+
+
+# Curves and confusion matrix
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 10])
+def test_the_curves_have_a_point_an_epoch_with_the_values_of_the_history(epochs):
+    history = pd.DataFrame(HISTORY[:epochs], columns=HISTORY_COLUMNS)
+    figure = learning_curves(history)
+    lines = [line for axes in figure.axes for line in axes.lines]
+    for line, column in zip(lines, HISTORY_COLUMNS[1:], strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, epochs + 1))
+        np.testing.assert_array_equal(line.get_ydata(), history[column])
+    assert pixels(figure).shape == (510, 1350, 4)
+
+
+@pytest.mark.parametrize("n", [500, 1])
+def test_the_confusion_matrix_counts_true_by_predicted_classes_in_label_order(n):
+    confusion = pd.DataFrame(CONFUSION[:n], columns=["actual", "predicted"])
+    figure = confusion_matrix(confusion["actual"], confusion["predicted"])
+    (axes,) = figure.axes
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (ACTUAL[:n], PREDICTION[:n]), 1)
+    np.testing.assert_array_equal(axes.images[0].get_array(), expected)
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert tuple(label.get_text() for label in labels) == CLASS_NAMES
+    assert {(int(y), int(x)): int(text.get_text()) for text in axes.texts for x, y in [text.get_position()]} == {
+        place: count for place, count in np.ndenumerate(expected) if count
+    }
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert pixels(figure).shape == (990, 1080, 4)
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("history.csv", None, "expected a CSV file, found "),
+        ("history.csv", b"", "expected a CSV file, found "),
+        ("history.csv", b"\x89PNG\r\n", "expected a CSV file, found "),
+        ("history.csv", b"epoch,train_loss\n1,2\n1,2,3,4\n", "expected a CSV file, found "),
+        ("history.csv", b"epoch,train_loss\n1,2\n", "expected the columns "),
+        ("confusion.csv", None, "expected a CSV file, found "),
+        ("confusion.csv", b"predicted,actual\nbag,bag\n", "expected the columns "),
+        ("confusion.csv", b"<!DOCTYPE html>\n", "expected the columns "),
+        ("errors.npz", None, "expected a file, found none"),
+        ("errors.npz", b"actual,predicted\n", "expected an .npz archive, found damage"),
+    ],
+)
+def test_a_missing_or_ill_formed_input_is_refused_in_one_line_and_nothing_is_drawn(workplace, name, content, reason):
+    Path(name).unlink() if content is None else Path(name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        rendered()
+    assert str(caught.value).startswith(f"{name}: {reason}")
+    assert str(caught.value).isprintable()
+    assert not list(workplace.glob("*.png"))
