@@ -87,9 +87,10 @@ def tensorflow_datasets(scratch: Path) -> Path:
 def bytes_in(directory: Path) -> int:
     """Add up the sizes of the files in a directory where another process creates, renames and removes them."""
     total = 0
-    for path in directory.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.lstat().st_size
+    for folder, _, names in os.walk(directory):  # passes over folders that vanish
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, name)).st_size
     return total
 
 

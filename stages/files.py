@@ -91,11 +91,12 @@ def publish(outputs: Mapping[Path, bytes]) -> None:
         UserError: What the stage started from has changed meanwhile.
     """
     siblings = {path: path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in outputs}
+    for path in outputs:
+        for stale in path.parent.glob(f"{path.name}.[0-9]*.tmp"):
+            stale.unlink()  # a killed stage left it
     try:
         for path, content in outputs.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            for stale in path.parent.glob(f"{path.name}.*.tmp"):
-                stale.unlink()  # a killed stage left it
             with siblings[path].open("wb") as file:
                 file.write(content)
                 file.flush()

@@ -341,16 +341,26 @@ def test_a_download_slower_than_the_limit_is_not_given_up_while_bytes_arrive(tri
 
 
 def test_a_download_that_falls_silent_is_given_up_with_the_bytes_it_brought(trickle, tmp_path):
+    (tmp_path / "folder").mkdir()  # no bytes of a file
     state = trickle(3, ends=False)
     with pytest.raises(SourceError, match=r"^no data for 60 s after 3 bytes$"):
         tensorflow_datasets(tmp_path)
     assert state.killed
 
 
-def test_a_file_that_vanishes_between_listing_and_measuring_is_no_failure(trickle, tmp_path, monkeypatch):
-    (tmp_path / "renamed").symlink_to("elsewhere")
-    monkeypatch.setattr(Path, "is_file", lambda path: True)
+@pytest.mark.parametrize(("call", "name"), [("stat", "file"), ("scandir", "folder")])
+def test_what_vanishes_while_the_download_is_measured_is_no_failure(trickle, tmp_path, monkeypatch, call, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    genuine = getattr(os, call)
+
+    def vanished(path, **options):
+        if Path(path) == tmp_path / name:
+            raise FileNotFoundError(path)
+        return genuine(path, **options)
+
     trickle(1, ends=True)
+    monkeypatch.setattr(os, call, vanished)
     assert tensorflow_datasets(tmp_path) == tmp_path
 
 

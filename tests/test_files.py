@@ -266,6 +266,13 @@ def test_no_file_gets_its_name_before_all_are_on_disk(tmp_path, monkeypatch):
     assert [names["first"] for _, names in seen] == [b"old", b"old"]
 
 
+@pytest.mark.parametrize("names", [("model", "model.npz"), ("model.npz", "model")])
+def test_names_that_begin_alike_do_not_get_into_each_others_way(tmp_path, names):
+    contents = {name: name.encode() for name in names}
+    publish({tmp_path / name: content for name, content in contents.items()})
+    assert tree(tmp_path) == contents
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_permissions_follow_the_umask_also_where_a_file_was(tmp_path, umask, mode):
     (tmp_path / "old").write_bytes(b"old")

@@ -315,14 +315,6 @@ def test_a_clone_without_cache_or_remote_draws_every_plot_once(change):
     ]
 
 
-def test_a_fresh_clone_without_results_reproduces_the_commit_byte_for_byte(source, tmp_path):
-    clone = source.clone(tmp_path / "clone")
-    for folder in ("metrics", "plots"):
-        shutil.rmtree(clone.root / folder)
-    assert clone.repro().ran == ALL.split()
-    assert clone.changed() == set()
-
-
 # What the project takes from others, and what it gives them.
 
 
