@@ -7,6 +7,7 @@ examples, divided once, where the book averages over minibatches of unequal size
 Every class is either abstract or final, and no concrete method is overridden.
 """
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -118,7 +119,8 @@ class Trainer:
         self.X, self.y = model.to_device(data.train.images), model.to_device(data.train.labels)
         history: list[Epoch] = []
         self.check_range(max(float(np.abs(np.asarray(p)).max()) for p in model.parameters()), "before the first epoch")
-        with tqdm(range(1, self.max_epochs + 1), desc="train", unit="epoch", disable=None) as epochs:
+        width = shutil.get_terminal_size().columns  # a terminal that does not tell its own would get an empty line
+        with tqdm(range(1, self.max_epochs + 1), desc="train", unit="epoch", ncols=width, disable=None) as epochs:
             for epoch in epochs:
                 history.append(self.fit_epoch(epoch))
                 row = {name: f"{value:.4f}" for name, value in history[-1]._asdict().items() if name != "epoch"}

@@ -17,7 +17,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 # A stage that waits for a file named "go", then publishes. It lies in a copy of stages/, as modules of its own would.
 STAGE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from stages.command import run
 from stages.files import publish
@@ -29,6 +29,7 @@ def wait(source: Path, result: Path) -> None:
     publish({result: b"new"})
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
     run(wait)
 """
 

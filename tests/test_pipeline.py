@@ -315,6 +315,20 @@ def test_a_clone_without_cache_or_remote_draws_every_plot_once(change):
     ]
 
 
+def test_a_run_that_diverges_leaves_the_previous_results_restorable(pipeline):
+    model = (pipeline.root / "data/model.npz").read_bytes()
+    pipeline.set_parameter("train.lr", 1000)
+    with pytest.raises(AssertionError, match=r"train: in epoch 1: expected parameters of magnitude up to 513\.5"):
+        pipeline.repro()
+    assert not (pipeline.root / "data/model.npz").exists()
+
+    pipeline.git("restore", "metrics", "plots", "dvc.lock", "params.yaml")  # as the README says
+    pipeline.dvc("checkout", "--force")
+    assert (pipeline.root / "data/model.npz").read_bytes() == model
+    assert pipeline.changed() == set()
+    assert pipeline.repro().ran == []
+
+
 # What the project takes from others, and what it gives them.
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,31 @@ def test_compiled_epoch_has_no_constant_that_could_scale_a_product(framework: st
     # Of the others only the mean over the last minibatch, of 88 examples, is no power of two; its result is snapped.
     assert {c for c in constants if np.isfinite(c) and c and np.frexp(abs(c))[0] != 0.5} == {-1 / 88}
     assert verify.folded_constants(program) == []
+
+
+def test_compiled_programs_need_less_than_a_gibibyte_for_the_real_data_set() -> None:
+    from stages import model_jax
+
+    model = model_jax.SoftmaxRegressionScratch(1024, 10, 0.1)
+    X, y = model.to_device(np.zeros((60_000, 32, 32), np.uint8)), model.to_device(np.zeros(60_000, np.uint8))
+    order = model.to_device(np.arange(60_000, dtype=np.int32))
+    programs = [
+        model_jax.fit_epoch.lower(model.state, X, y, order, 0.1, 256),
+        model_jax.validation_step.lower(model.state, X[:10_000], y[:10_000]),
+    ]
+    needs = [program.compile().memory_analysis() for program in programs]
+
+    # The training set stays on the device while the validation set is scored.
+    assert sum(n.argument_size_in_bytes + n.temp_size_in_bytes + n.output_size_in_bytes for n in needs) < 2**30
+
+
+def test_peak_memory_is_what_the_framework_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    gpu = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 5})
+    monkeypatch.setattr(jax, "devices", lambda kind: [gpu])
+
+    assert verify.peak_memory("jax") == 5
 
 
 def test_scales_of_gpu_products_are_found_in_a_program_s_text() -> None:

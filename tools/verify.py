@@ -231,6 +231,8 @@ def work(row: Row, hyper: Train) -> dict[str, Any]:
         if row.implementation != "tensorflow-graph":
             failed += [f"A3: scale {scale}" for scale in folded_constants(compiled_program(model, (X, y, order)))]
         W, b = (np.asarray(parameter) for parameter in model.parameters())
+        if row.device == "gpu":
+            place += f", peak {peak_memory(row.implementation) / 2**20:.0f} MiB"
     return {
         "place": place,
         "failed": failed,
@@ -239,6 +241,17 @@ def work(row: Row, hyper: Train) -> dict[str, Any]:
         "sha256": digest(W, b),
         "md5": hashlib.md5(npz_bytes(W=W, b=b), usedforsecurity=False).hexdigest(),
     }
+
+
+def peak_memory(implementation: str) -> int:
+    """Return the most bytes of GPU memory that the framework has had in use in this process."""
+    if implementation == "jax":
+        import jax
+
+        return int(jax.devices("gpu")[0].memory_stats()["peak_bytes_in_use"])
+    import tensorflow as tf
+
+    return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
 
 
 def digest(W: Any, b: Any) -> str:
@@ -318,7 +331,7 @@ def main() -> None:
 
     print(*machine(), sep="\n")
     print(f"epochs: {hyper.epochs}; seconds: first epoch with compilation, median of the others, whole process\n")
-    layout = "{:17} {:24} {:7} {:7} {:>6} {:>6} {:>6}  {}"
+    layout = "{:17} {:30} {:7} {:7} {:>6} {:>6} {:>6}  {}"
     print(layout.format("implementation", "device", "threads", "set", "first", "epoch", "whole", "SHA-256 of W, b"))
     reference, bad = None, 0
     for row in rows():
