@@ -50,7 +50,7 @@ def run(stage: Callable[..., None]) -> None:
             "lower train.batch_size or the size in resize in params.yaml, or set runtime.device to cpu"
         )
     except KeyboardInterrupt:
-        print(f"{verb}: interrupted; nothing was published", file=sys.stderr)
+        print(f"{verb}: interrupted: run `dvc repro` to go on", file=sys.stderr)
         sys.exit(130)
     finally:
         at_start.clear()

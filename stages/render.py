@@ -30,7 +30,7 @@ IMAGE_PIXELS = 160
 """About the side of an image in the error grid; it is drawn at a whole multiple of its own size, so every pixel of it
 is an equal square."""
 MARGIN, CAPTION, HEADER = 10, 50, 90  # pixels: around a tile, for its two lines, above the grid
-MAX_TILES = 400  # the picture stays one that viewers open
+MAX_ROWS = 50  # about 12,000 pixels: browsers open no picture much taller
 PREDICTED, TRUE = "#b3261e", "#1a1a1a"
 Z_RLE = 3
 """zlib's strategy that only looks for runs: the others' matches may differ with the processor's instructions."""
@@ -50,12 +50,12 @@ def error_grid(
     """Tile misclassified images, each captioned with its predicted class over its true one.
 
     Args:
-        images: (n, height, width), uint8; n may be 0. At most ``MAX_TILES`` are drawn, and the title says so.
+        images: (n, height, width), uint8; n may be 0. At most ``MAX_ROWS`` rows are drawn, and the title says so.
         actual: Labels (n,), uint8.
         predicted: Labels (n,), uint8.
         columns: Images in a row.
     """
-    shown = min(len(images), MAX_TILES)
+    shown = min(len(images), MAX_ROWS * columns)
     rows = math.ceil(shown / columns)
     zoom = max(IMAGE_PIXELS // max(images.shape[1:]), 1)
     tile_width = max(zoom * images.shape[2], IMAGE_PIXELS) + 2 * MARGIN  # wide enough for every class name
@@ -142,6 +142,11 @@ def render(
     images, actual, predicted = read_npz(errors_npz, images=("uint8", (None, None, None)), **shape)
     history = read_csv(history_csv, ["epoch", "train_loss", "validation_loss", "validation_accuracy"])
     confusion = read_csv(confusion_csv, ["actual", "predicted"])
+    unknown = {*confusion["actual"], *confusion["predicted"]} - {*CLASS_NAMES}
+    if unknown:
+        raise UserError(f"{confusion_csv}: expected the names of the ten classes, found {min(map(str, unknown))!r}")
+    if max(actual.max(initial=0), predicted.max(initial=0)) >= len(CLASS_NAMES):
+        raise UserError(f"{errors_npz}: expected labels from 0 to {len(CLASS_NAMES) - 1}, found larger ones")
     # A user's matplotlibrc must not reach the pictures.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

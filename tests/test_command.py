@@ -82,7 +82,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(start):
     process = start(ready, "a", "b")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("", "probe: interrupted; nothing was published\n")
+    assert process.communicate() == ("", "probe: interrupted: run `dvc repro` to go on\n")
     assert process.returncode == 130
 
 

@@ -75,6 +75,7 @@ def refuse(scratch):
 def published(monkeypatch):
     for name, content in CONTENTS.items():
         monkeypatch.setitem(FILES, name, Published(SHAPES[name], hashlib.sha256(content).hexdigest()))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # test_files.py tests it, and a busy disk takes seconds
 
 
 @pytest.fixture

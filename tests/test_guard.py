@@ -164,7 +164,7 @@ def test_an_interrupted_stage_publishes_nothing_and_says_so(folder: Path, start:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
 
-    assert (process.returncode, errors) == (130, "wait: interrupted; nothing was published\n")
+    assert (process.returncode, errors) == (130, "wait: interrupted: run `dvc repro` to go on\n")
     assert not (folder / "result").exists()
 
 

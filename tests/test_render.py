@@ -17,7 +17,7 @@ from PIL import Image
 from stages.command import UserError
 from stages.files import csv_bytes, npz_bytes
 from stages.idx import CLASS_NAMES
-from stages.render import MAX_TILES, PREDICTED, TRUE, confusion_matrix, error_grid, learning_curves, png_bytes, render
+from stages.render import PREDICTED, TRUE, confusion_matrix, error_grid, learning_curves, png_bytes, render
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUTS = ["errors.npz", "history.csv", "confusion.csv"]
@@ -188,17 +188,17 @@ def test_no_errors_give_a_picture_that_says_so():
 
 
 @pytest.mark.parametrize(
-    ("n", "drawn", "title"),
+    ("n", "columns", "drawn", "title"),
     [
-        (1, 1, "1 misclassified example of the validation batch"),
-        (2, 2, "2 misclassified examples of the validation batch"),
-        (400, 400, "400 misclassified examples of the validation batch"),
-        (401, 400, "401 misclassified examples of the validation batch, the first 400 shown"),
+        (1, 8, 1, "1 misclassified example of the validation batch"),
+        (2, 8, 2, "2 misclassified examples of the validation batch"),
+        (400, 8, 400, "400 misclassified examples of the validation batch"),
+        (401, 8, 400, "401 misclassified examples of the validation batch, the first 400 shown"),
+        (51, 1, 50, "51 misclassified examples of the validation batch, the first 50 shown"),
     ],
 )
-def test_the_title_says_how_many_errors_there_are_and_how_many_are_drawn(n, drawn, title):
-    figure = error_grid(*errors(n), columns=8)
-    assert MAX_TILES == 400
+def test_the_title_says_how_many_errors_there_are_and_how_many_are_drawn(n, columns, drawn, title):
+    figure = error_grid(*errors(n), columns=columns)
     assert texts(figure)[0] == title
     assert len(figure.images) == drawn
 
@@ -259,6 +259,13 @@ def test_the_confusion_matrix_counts_true_by_predicted_classes_in_label_order(n)
 # Faults
 
 
+def test_a_label_that_is_no_class_is_refused(workplace):
+    images, actual, predicted = errors(2)
+    Path("errors.npz").write_bytes(npz_bytes(images=images, actual=actual, predicted=predicted + np.uint8(10)))
+    with pytest.raises(UserError, match=r"^errors\.npz: expected labels from 0 to 9, found larger ones$"):
+        rendered()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -270,6 +277,7 @@ def test_the_confusion_matrix_counts_true_by_predicted_classes_in_label_order(n)
         ("confusion.csv", None, "expected a CSV file, found "),
         ("confusion.csv", b"predicted,actual\nbag,bag\n", "expected the columns "),
         ("confusion.csv", b"<!DOCTYPE html>\n", "expected the columns "),
+        ("confusion.csv", b"actual,predicted\nbag,hat\n", "expected the names of the ten classes, found 'hat'"),
         ("errors.npz", None, "expected a file, found none"),
         ("errors.npz", b"actual,predicted\n", "expected an .npz archive, found damage"),
     ],
