@@ -11,6 +11,8 @@ import pytest
 
 from tools import repair
 
+# Valid YAML, but no lock: seen after a kill.
+CUT_SHORT = "schema: '2.0'\nstages:\n  train:\n    cmd: train\n    params:\n"
 COMMITTED = "schema: '2.0'\nstages:\n  train:\n    cmd: train\n"
 
 
@@ -27,7 +29,9 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str
     return tmp_path
 
 
-@pytest.mark.parametrize("damage", ["", "schema: '2.0'\nstages:\n  train:\n    cmd: 'tr", "stages: [", "- a\n", "\0\0"])
+@pytest.mark.parametrize(
+    "damage", ["", "schema: '2.0'\nstages:\n  train:\n    cmd: 'tr", "stages: [", "- a\n", "\0\0", CUT_SHORT]
+)
 def test_a_damaged_lock_is_restored_from_git(clone: Path, damage: str) -> None:
     Path("dvc.lock").write_text(damage)
 

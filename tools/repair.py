@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from voluptuous import Invalid
 
 LOCK = Path("dvc.lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
@@ -45,10 +47,11 @@ def lock_is_damaged() -> bool:
     if not LOCK.exists():
         return False
     try:
-        document = yaml.safe_load(LOCK.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        # DVC's own schema: a file cut short can still be YAML.
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(LOCK.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, Invalid):
         return True
-    return not isinstance(document, dict) or not isinstance(document.get("stages", {}), dict)
+    return False
 
 
 def rwlock_is_damaged() -> bool:
