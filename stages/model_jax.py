@@ -104,8 +104,8 @@ def fit_epoch(
     """Take one step for each minibatch of ``order``: the loop is inside the compiled program."""
 
     def training_step(parameters: Parameters, indices: jax.Array) -> tuple[Parameters, tuple[jax.Array, jax.Array]]:
-        gradient = jax.grad(training_loss, has_aux=True)
-        gradients, loss = gradient(parameters, X[indices], y[indices], batch_size)
+        step = jax.value_and_grad(training_loss, has_aux=True)
+        (_, loss), gradients = step(parameters, X[indices], y[indices], batch_size)
         parameters = sgd(parameters, gradients, lr)
         return parameters, (loss, jnp.maximum(*(jnp.abs(p).max() for p in parameters)))
 
