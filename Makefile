@@ -22,7 +22,8 @@ unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 repro: $(ENVIRONMENT)
 	@python -m tools.repair
-	dvc repro
+	dvc repro || { echo "make: to bring back the last commit's results: $(GO_BACK)" >&2; exit 1; }
+GO_BACK = git restore metrics plots dvc.lock && dvc checkout --force
 
 test: $(ENVIRONMENT)
 	python -m pytest

@@ -12,6 +12,7 @@ from pathlib import Path
 STAGES = Path(__file__).parent
 PARAMS = Path("params.yaml")
 PARENT = os.getppid()
+GO_BACK = "`git restore metrics plots dvc.lock && dvc checkout --force` brings back the last commit's results"
 
 at_start: dict[Path, str] = {}
 """What this process must find again before it publishes: inputs, parameters and modules, each with its state."""
@@ -41,13 +42,13 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(f"{verb}: {error}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{verb}: {where}{error.strerror or error}")
+        sys.exit(f"{verb}: {where}{error.strerror or error}: mend that and run `dvc repro`; {GO_BACK}")
     except Exception as error:
         if not out_of_memory(error):
             raise
         sys.exit(
             f"{verb}: out of memory ({str(error).splitlines()[0] if str(error) else 'of the host'}): free some, "
-            "lower train.batch_size or the size in resize in params.yaml, or set runtime.device to cpu"
+            f"lower train.batch_size or the size in resize in params.yaml, or set runtime.device to cpu; {GO_BACK}"
         )
     except KeyboardInterrupt:
         print(f"{verb}: interrupted: run `dvc repro` to go on", file=sys.stderr)
@@ -67,10 +68,23 @@ def end_with_dvc() -> None:
 
     The stage would later overwrite the results of the next run. dvc.yaml starts it with ``exec``, so that dvc is its
     parent whatever the shell.
+
+    Raises:
+        UserError: It died before the kernel could be asked.
     """
     if "DVC_STAGE" in os.environ and sys.platform == "linux":
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        check_dvc_is_there()
+
+
+def check_dvc_is_there() -> None:
+    """Raise ``UserError`` if dvc started this stage but is gone: its orphan has another parent, as a rule init."""
+    if "DVC_STAGE" in os.environ:
+        parent = Path(f"/proc/{PARENT}/cmdline")  # of Linux; dvc may be a program of its own or run in a Python
+        is_dvc = not parent.exists() or any(name in parent.read_bytes() for name in (b"dvc", b"python"))
+        if os.getppid() != PARENT or not is_dvc:
+            raise UserError("the dvc that started this stage is gone: nothing was published: run `dvc repro`")
 
 
 def state(path: Path) -> str:
@@ -88,8 +102,7 @@ def check_unchanged() -> None:
     DVC hashes dependencies after the command has ended (treeverse/dvc#11058), so it would record a file that was edited
     meanwhile as the source of results that do not come from it.
     """
-    if "DVC_STAGE" in os.environ and os.getppid() != PARENT:
-        raise UserError("the dvc that started this stage is gone: nothing was published: run `dvc repro`")
+    check_dvc_is_there()
     loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     for path, before in at_start.items():
         if path.parent == STAGES and path not in loaded:

@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from stages.command import UserError
+from stages.command import PARAMS, UserError
 
-PATH = Path("params.yaml")
 VALIDATION_EXAMPLES = 10_000
 REPEATED = object()
 """Stands for the value of a key that a document gives more than once."""
@@ -149,7 +148,7 @@ YAML12Loader.add_constructor("tag:yaml.org,2002:float", YAML12Loader.construct_y
 YAML12Loader.add_constructor("tag:yaml.org,2002:int", YAML12Loader.construct_yaml_int)
 
 
-def load_params(path: Path = PATH) -> Params:
+def load_params(path: Path = PARAMS) -> Params:
     """Read and check the whole of ``params.yaml``.
 
     Raises:

@@ -65,6 +65,15 @@ def test_a_wrong_number_of_paths_is_refused_with_the_usage_and_the_stage_is_not_
     [
         ("raise UserError('params.yaml: expected a file')", "probe: params.yaml: expected a file"),
         ("raise UserError('expected ≤ 1') from KeyError('cause')", "probe: expected ≤ 1"),
+    ],
+)
+def test_a_fault_the_user_can_mend_is_one_line_and_exit_code_1(outcome, body, line):
+    assert outcome(body, "a", "b") == (1, "", f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
         ("raw.read_bytes()", "probe: a: No such file or directory"),
         ("Path('.').write_bytes(b'')", "probe: .: Is a directory"),
         ("raw.rename(resized)", "probe: a: No such file or directory"),
@@ -72,8 +81,9 @@ def test_a_wrong_number_of_paths_is_refused_with_the_usage_and_the_stage_is_not_
         ("raise OSError('the disk is on fire')", "probe: the disk is on fire"),
     ],
 )
-def test_a_fault_the_user_can_mend_is_one_line_and_exit_code_1(outcome, body, line):
-    assert outcome(body, "a", "b") == (1, "", f"{line}\n")
+def test_a_fault_of_the_system_is_one_line_with_the_way_back(outcome, body, line):
+    way_back = "`git restore metrics plots dvc.lock && dvc checkout --force` brings back the last commit's results"
+    assert outcome(body, "a", "b") == (1, "", f"{line}: mend that and run `dvc repro`; {way_back}\n")
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(start):

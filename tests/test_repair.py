@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from stages.command import UserError
 from tools import repair
 
 # Valid YAML, but no lock: seen after a kill.
@@ -71,7 +72,8 @@ def test_nothing_is_touched_while_a_dvc_holds_its_lock(clone: Path) -> None:
     with repair.REPOSITORY_LOCK.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
-        assert repair.repair() == ["repair: a dvc is at work here: nothing was touched"]
+        with pytest.raises(UserError, match=r"^expected no dvc at work in this clone, found its lock held: wait for"):
+            repair.repair()
     assert Path("dvc.lock").read_text() == ""
 
 
@@ -83,7 +85,9 @@ def test_nothing_is_touched_while_a_dvc_lives_here(clone: Path, tmp_path: Path, 
     alive: Any = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=os.environ)
     try:
         assert alive.stdout.readline() == "alive\n"
-        assert repair.repair() == ["repair: a dvc is at work here: nothing was touched"]
+        with pytest.raises(UserError, match=rf"found process {alive.pid}: wait for its end, or stop it$"):
+            repair.repair()
+        assert Path("dvc.lock").read_text() == ""
     finally:
         alive.kill()
         alive.communicate()

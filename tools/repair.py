@@ -1,45 +1,38 @@
-"""Mend what a killed dvc can leave behind, so that the next ``dvc repro`` runs. Run by ``make repro``.
+"""Mend what would make the next ``dvc repro`` fail or trust damaged data. Run by ``make repro``.
 
     python -m tools.repair
 
 DVC writes two files in place: ``dvc.lock``, and ``.dvc/tmp/rwlock``, its list of files in use. Killed in the middle, it
 leaves them empty or cut short, and every later dvc command fails. The first is restored from Git, and the run cache
-then restores what was done since; the second, which holds nothing once no dvc is alive, is removed. While one is,
-nothing is touched.
+then restores what was done since; the second, which holds nothing once no dvc is alive, is removed.
+
+DVC also takes a file in its cache for what its name says as long as it is read-only, and a file in the working tree for
+unchanged as long as its size and time are. Here both are hashed: a damaged one is removed from the cache, and in the
+working tree given a new time, so that DVC looks at it and restores or makes it again.
+
+While a dvc is at work here, nothing is touched, and ``make repro`` refuses to start a second.
 """
 
 import fcntl
+import hashlib
 import json
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
+
+from stages.command import UserError
 
 LOCK = Path("dvc.lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
 REPOSITORY_LOCK = Path(".dvc/tmp/lock")
-
-
-def dvc_is_alive() -> bool:
-    """Tell whether a dvc works in this folder: it holds DVC's own lock or, while a stage runs, it merely lives here."""
-    if REPOSITORY_LOCK.exists():
-        with REPOSITORY_LOCK.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed
-            except BlockingIOError:
-                return True
-    here = Path.cwd()
-    for process in psutil.process_iter():
-        try:
-            is_dvc = any(Path(word).name == "dvc" for word in process.cmdline()[:3])  # dvc, python dvc, python -m dvc
-            if is_dvc and Path(process.cwd()).is_relative_to(here):
-                return True
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue  # another user's, or gone
-    return False
 
 
 def lock_is_damaged() -> bool:
@@ -64,26 +57,100 @@ def rwlock_is_damaged() -> bool:
         return True
 
 
-def repair() -> list[str]:
-    """Mend both files; return a line for each thing done."""
-    damaged = [path for path, is_damaged in ((LOCK, lock_is_damaged()), (RWLOCK, rwlock_is_damaged())) if is_damaged]
-    if not damaged:
-        return []
-    if dvc_is_alive():
-        return ["repair: a dvc is at work here: nothing was touched"]
+def dvc_at_work() -> str | None:
+    """Describe a dvc that uses files of this working tree; where a damaged file cannot tell, any that lives here."""
+    if RWLOCK.exists() and not rwlock_is_damaged():
+        uses = json.loads(RWLOCK.read_text(encoding="utf-8")).values()
+        users = [user for use in uses for user in (use.get("write"), *use.get("read", ())) if user]
+        for user in users:
+            if psutil.pid_exists(user["pid"]):
+                return f"process {user['pid']}"
+    if not lock_is_damaged() and not rwlock_is_damaged():
+        return None
+    if REPOSITORY_LOCK.exists():
+        with REPOSITORY_LOCK.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go when the file is closed
+            except BlockingIOError:
+                return "its lock held"
+    here = Path.cwd()
+    for process in psutil.process_iter():
+        try:
+            is_dvc = any(Path(word).name == "dvc" for word in process.cmdline()[:3])  # dvc, python dvc, python -m dvc
+            if is_dvc and Path(process.cwd()).is_relative_to(here):
+                return f"process {process.pid}"
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # another user's, or gone
+    return None
+
+
+def is_damaged(path: Path, md5: str) -> bool:
+    """Tell whether the file ``path`` is there and its content has another MD5 (hexadecimal)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() != md5
+
+
+def outputs() -> Iterator[tuple[Path, Path, str]]:
+    """Yield each file that ``dvc.lock`` names as an output or the list of one: its path, its place in the cache, MD5.
+
+    The list of a directory has no path of its own; the directory stands for it.
+    """
+    with Repo() as repo:
+        for out in repo.index.outs:
+            oid = out.hash_info.value if out.hash_info else None
+            if oid is None:
+                continue  # not in the lock
+            path, kept = Path(out.fs_path), Path(repo.cache.local.oid_to_path(oid))
+            yield path, kept, oid.removesuffix(".dir")
+            if out.hash_info.isdir and kept.exists() and not is_damaged(kept, oid.removesuffix(".dir")):
+                for entry in json.loads(kept.read_bytes()):
+                    yield path / entry["relpath"], Path(repo.cache.local.oid_to_path(entry["md5"])), entry["md5"]
+
+
+def repair_outputs() -> list[str]:
+    """Remove damaged files from the cache and have DVC look again at those in the working tree; return lines."""
     done = []
-    if RWLOCK in damaged:
+    try:
+        files = list(outputs())
+    except DvcException:  # a fault in dvc.yaml or the configuration: dvc repro, which comes next, names it
+        return []
+    for path, kept, md5 in files:
+        shown = path.relative_to(Path.cwd())
+        if is_damaged(path, md5):
+            path.touch()  # no line: it may be of another commit, which DVC knows how to handle
+        if is_damaged(kept, md5):
+            kept.unlink()
+            done.append(f"repair: removed the damaged copy of {shown} from DVC's cache")
+    return done
+
+
+def repair() -> list[str]:
+    """Mend all of it; return a line for each thing done.
+
+    Raises:
+        UserError: A dvc is at work here.
+    """
+    at_work = dvc_at_work()
+    if at_work:
+        raise UserError(f"expected no dvc at work in this clone, found {at_work}: wait for its end, or stop it")
+    done = []
+    if rwlock_is_damaged():
         RWLOCK.unlink()
         done.append(f"repair: removed {RWLOCK}, which a killed dvc had cut short")
-    if LOCK in damaged:
+    if lock_is_damaged():
         restored = subprocess.run(["git", "restore", "--source=HEAD", str(LOCK)], capture_output=True)
         if restored.returncode:
             LOCK.unlink()
         how = "removed" if restored.returncode else "restored from Git"
         done.append(f"repair: {LOCK}, which a killed dvc had cut short, is {how}")
-    return done
+    return done + repair_outputs()
 
 
 if __name__ == "__main__":
-    for line in repair():
-        print(line, flush=True)
+    try:
+        for line in repair():
+            print(line, flush=True)
+    except (UserError, OSError) as error:
+        sys.exit(f"repair: {error}")
