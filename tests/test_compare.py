@@ -611,7 +611,7 @@ def test_a_changed_working_tree_is_refused_unless_new_is_named(changed: Reposito
         changed.git("add", path)
 
     message = f"compare: {path}: expected as in HEAD, found changed: the comparison is between commits: commit first, "
-    assert refused("old") == message + "or name NEW (HEAD to ignore the changes)"
+    assert refused("old") == message + "or give tools.compare both revisions"
     assert command("old", "HEAD") == text(expected) + "\n"
 
 

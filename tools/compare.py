@@ -311,7 +311,7 @@ def check_committed() -> None:
         names = " and ".join(line[3:] for line in changed)
         raise UserError(
             f"{names}: expected as in HEAD, found changed: the comparison is between commits: commit first, "
-            "or name NEW (HEAD to ignore the changes)"
+            "or give tools.compare both revisions"
         )
 
 
