@@ -1,12 +1,15 @@
-# make repro   the pipeline on the real data            make lint    formatting, lint and types
-# make test    the tests                                make lock    new versions into the lock files
-# make verify  the same model in every way this machine can train it; EPOCHS=1 for a quick look
+# make repro    the pipeline on the real data           make lint     formatting, lint, types, schemas, workflow
+# make test     the tests                               make lock     new versions into the lock files
+# make compare  REV=main: is the difference to that revision real?
+# make report   report.html: all results on one page; REV=main: and what changed since
+# make verify   the same model in every way this machine can train it; EPOCHS=1 for a quick look
+# make kills    stages and dvc killed at random moments; KILLS=10 for a quick look
 #
 # Each makes .venv first if it is missing or older than its lock file. EXTRAS=gpu makes it with the CUDA libraries, once;
 # it is kept until .venv is removed.
 
 .DELETE_ON_ERROR:
-.PHONY: repro test lint verify lock
+.PHONY: repro test compare report verify kills lint lock
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(filter-out gpu,$(EXTRAS)),)
@@ -28,15 +31,27 @@ GO_BACK = git restore metrics plots dvc.lock && dvc checkout --force
 test: $(ENVIRONMENT)
 	python -m pytest
 
-lint: $(ENVIRONMENT)
-	ruff format --check .
-	ruff check .
-	mypy
+compare: $(ENVIRONMENT)
+	@python -m tools.compare '$(or $(REV),$(error expected a revision to compare with, got none: make compare REV=main))'
+
+report: $(ENVIRONMENT)
+	@python -m tools.report $(REV:%='%')
 
 verify: $(ENVIRONMENT)
 	@python -m tools.repair
 	dvc repro --quiet resize
 	python -m tools.verify $(EPOCHS:%=--epochs %)
+
+kills: $(ENVIRONMENT)
+	python -m tools.kills $(KILLS:%=--kills %)
+
+lint: $(ENVIRONMENT)
+	ruff format --check .
+	ruff check .
+	mypy
+	check-jsonschema --quiet --schemafile params.schema.json params.yaml
+	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/pipeline.yml
+	zizmor --quiet --offline --persona=pedantic .github
 
 # The second lock takes all that the first has in the same versions.
 lock: $(ENVIRONMENT)

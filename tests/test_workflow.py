@@ -1,0 +1,195 @@
+"""The CI workflow: what it may do, and that each of its commands does what it should, without the service."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOW = ROOT / ".github/workflows/pipeline.yml"
+DOCUMENT = yaml.load(WORKFLOW.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - strings only: YAML 1.1 reads `on` as true
+(JOB,) = DOCUMENT["jobs"].values()
+STEPS = {step["name"]: step for step in JOB["steps"]}
+COMMANDS = [name for name, step in STEPS.items() if "run" in step]
+
+
+class Runner:
+    """Runs the steps of the job in a clone, as the service does: ``bash -e`` on a file, with a summary to write to."""
+
+    def __init__(self, clone: Any, scratch: Path, expressions: dict[str, str]) -> None:
+        self.clone, self.summary = clone, scratch / "summary.md"
+        self.script, self.expressions = scratch / "step.sh", expressions
+        self.summary.touch()
+        # The environment that make would make, and as if it had just been: its stamp is newer than what it is made of.
+        (clone.root / ".venv").symlink_to(sys.prefix)
+        for name in ("requirements.lock", "tools/environment.sh"):
+            os.utime(clone.root / name, (0, 0))
+
+    def step(self, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        declared = {key: self.expressions.get(value, value) for key, value in STEPS[name].get("env", {}).items()}
+        assert not [value for value in declared.values() if "${{" in value]
+        self.script.write_text(STEPS[name]["run"])
+        return subprocess.run(
+            ["bash", "-e", str(self.script)],
+            cwd=self.clone.root,
+            env={**self.clone.environment, "GITHUB_STEP_SUMMARY": str(self.summary), **declared, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def committed(reproduced: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A repository with a second commit, in which another learning rate was tried."""
+    change = reproduced.clone(tmp_path_factory.mktemp("workflow") / "committed")
+    change.set_parameter("train.lr", 0.2)
+    change.repro()
+    change.commit("Raise the learning rate")
+    return change
+
+
+@pytest.fixture
+def runner(committed: Any, tmp_path: Path) -> Runner:
+    clone = committed.clone(tmp_path / "clone")
+    data = tmp_path / "fashion-mnist"
+    shutil.copytree(clone.environment["FASHION_MNIST_DIR"], data)
+    base = STEPS["Compare with the base"]["env"]["BASE"]
+    return Runner(clone, tmp_path, {"${{ runner.temp }}/fashion-mnist": str(data), base: "origin/HEAD~1"})
+
+
+def test_every_command_is_run_by_a_test_below() -> None:
+    assert COMMANDS == [
+        "Lint and test",
+        "Run every stage again",
+        "Prove that the results are the committed ones",
+        "Compare with the base",
+    ]
+
+
+def test_the_rerun_proves_a_commit_and_reports_what_it_changed(runner: Runner) -> None:
+    for name in COMMANDS[1:]:
+        done = runner.step(name)
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+        if name == "Run every stage again":
+            assert re.findall(r"^Running stage '(\w+)':$", done.stdout, re.MULTILINE) == [
+                "download",
+                "resize",
+                "train",
+                "evaluate",
+                "render",
+            ]
+
+    summary = runner.summary.read_text()
+    assert "## Metrics against " in summary
+    assert re.search(r"^\| metrics/train\.json +\| train_loss ", summary, re.MULTILINE)
+    assert re.search(r"^\| params\.yaml +\| train\.lr +\| 0\.1 +\| 0\.2 +\|", summary, re.MULTILINE)
+    assert re.search(r"^### Old: .*, new: HEAD", summary, re.MULTILINE)
+    assert (runner.clone.root / "report.html").stat().st_size > 0
+    assert runner.clone.changed() == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "other", "in_git", "in_cache"),
+    [
+        ("evaluate", "Z = 1.95", "Z = 1.64", ["dvc.lock", "metrics/evaluate.json"], []),
+        (
+            "evaluate",
+            "images=images[wrong]",
+            "images=images[wrong] // 2",
+            ["dvc.lock", "plots/errors.png"],
+            ["data/errors.npz"],
+        ),
+    ],
+)
+def test_results_that_are_not_those_of_the_code_fail_the_job_and_are_named(
+    runner: Runner, module: str, line: str, other: str, in_git: list[str], in_cache: list[str]
+) -> None:
+    path = runner.clone.root / f"stages/{module}.py"
+    assert line in path.read_text()
+    path.write_text(path.read_text().replace(line, other))
+    runner.clone.git("commit", "--quiet", "--all", "--message", "Forget the results")
+    rerun = runner.step("Run every stage again")
+    assert rerun.returncode == 0, rerun.stdout + rerun.stderr
+    done = runner.step("Prove that the results are the committed ones")
+
+    assert done.returncode == 1
+    assert "::error::The results of this code are not those that were committed" in done.stdout
+    summary = runner.summary.read_text()
+    assert re.findall(r"^- (\S+)$", summary, re.MULTILINE) == in_git
+    assert re.findall(r"^\| modified +\| (\S+)", summary, re.MULTILINE) == in_cache
+
+
+def test_a_base_that_is_not_there_is_replaced_by_the_parent(runner: Runner) -> None:
+    done = runner.step("Compare with the base", BASE="0" * 40)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"## Metrics against {runner.clone.git('rev-parse', '--short', 'HEAD~1')}" in runner.summary.read_text()
+
+
+def test_lint_passes_in_a_clone_and_all_tests_are_found(runner: Runner) -> None:
+    # Collecting is enough here: these are the tests that would run.
+    done = runner.step("Lint and test", PYTEST_ADDOPTS="--collect-only --quiet --numprocesses=0")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/test_workflow.py::test_lint_passes_in_a_clone_and_all_tests_are_found" in done.stdout
+
+
+def test_the_workflow_may_read_and_nothing_else() -> None:
+    assert DOCUMENT["permissions"] == {"contents": "read"}
+    assert "permissions" not in JOB
+    assert DOCUMENT["on"].keys() == {"push", "pull_request", "schedule", "workflow_dispatch"}
+    assert STEPS["Get the whole history, to compare with"]["with"] == {
+        "fetch-depth": "0",
+        "persist-credentials": "false",
+    }
+    assert "secrets." not in WORKFLOW.read_text()
+
+
+def test_actions_are_pinned_to_commits_and_named_with_their_version() -> None:
+    uses = re.findall(r"uses: (.*)", WORKFLOW.read_text())
+    assert len(uses) == len(JOB["steps"]) - len(COMMANDS)
+    assert [use for use in uses if not re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", use)] == []
+
+
+def test_no_expression_is_pasted_into_a_command() -> None:
+    assert [name for name in COMMANDS if "${{" in STEPS[name]["run"]] == []
+
+
+def test_the_job_ends_and_the_weekly_rerun_starts_from_nothing() -> None:
+    assert int(JOB["timeout-minutes"]) <= 60
+    assert len(JOB["strategy"]["matrix"]["python"]) == 2
+    cached = [step for step in STEPS.values() if step.get("uses", "").startswith("actions/cache@")]
+    assert [step["if"] for step in cached] == ["github.event_name != 'schedule'"] * 2
+    assert [path for step in cached for path in step["with"]["path"].split() if "dvc" in path] == []
+    assert "--force" in STEPS["Run every stage again"]["run"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("contents: read", "contents: write-all"),
+        ("runs-on: ubuntu-24.04", "runs-on: [ubuntu-24.04"),
+        ("timeout-minutes: 45", "timeout-minuts: 45"),
+        ("de0fac2e4500dabe0009e67214ff5f5447ce83dd # v6.0.2", "v6"),
+        ('git rev-parse --verify --quiet "$BASE^{commit}"', "git rev-parse ${{ github.head_ref }}"),
+    ],
+)
+def test_the_linters_of_make_lint_refuse_a_slip(tmp_path: Path, change: tuple[str, str]) -> None:
+    (tmp_path / ".github/workflows").mkdir(parents=True)
+    text = WORKFLOW.read_text()
+    assert change[0] in text
+    (tmp_path / ".github/workflows/pipeline.yml").write_text(text.replace(*change))
+    makefile = (ROOT / "Makefile").read_text()
+    linters = [
+        line.split() for line in re.findall(r"^\t((?:zizmor|check-jsonschema .*github-workflows).*)$", makefile, re.M)
+    ]
+    assert len(linters) == 2
+
+    codes = [subprocess.run(linter, cwd=tmp_path, capture_output=True).returncode for linter in linters]
+    assert any(codes)
