@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,9 @@ STAGES = Path(__file__).parent
 PARAMS = Path("params.yaml")
 PARENT = os.getppid()
 GO_BACK = "`git restore metrics plots dvc.lock && dvc checkout --force` brings back the last commit's results"
+
+# Without a home directory matplotlib works all the same, but remarks on it.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 at_start: dict[Path, str] = {}
 """What this process must find again before it publishes: inputs, parameters and modules, each with its state."""

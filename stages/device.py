@@ -49,7 +49,8 @@ def start_tensorflow(device: str) -> str:
     # TensorFlow imports Keras unless told to use its predecessor, which is not installed: two seconds for nothing.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
-    import tensorflow as tf
+    with hidden("jax"):  # which TensorFlow Lite's converter imports if it can: half a second, 100 MB
+        import tensorflow as tf
 
     found = tf.config.list_physical_devices("GPU") if device != "cpu" else []
     details = {gpu: tf.config.experimental.get_device_details(gpu) for gpu in found}
@@ -124,6 +125,19 @@ def driver_gpus() -> int | None:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """Let imports in the body that can do without ``package`` do so, unless it is there already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # so the import system is told that there is none
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 @contextmanager

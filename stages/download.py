@@ -60,7 +60,8 @@ def tensorflow_datasets(scratch: Path) -> Path:
     import requests
     import tensorflow_datasets as tfds  # does not load TensorFlow
 
-    addresses = list(tfds.builder_cls("fashion_mnist").url_infos)
+    registered = tfds.builder_cls("fashion_mnist").url_infos
+    addresses, total = list(registered), sum(info.size for info in registered.values())
     try:
         requests.head(addresses[0], timeout=CONNECT_SECONDS, allow_redirects=True).raise_for_status()
     except requests.RequestException as error:
@@ -74,6 +75,8 @@ def tensorflow_datasets(scratch: Path) -> Path:
             size = bytes_in(scratch)
             if size > arrived:
                 arrived, deadline = size, time.monotonic() + STALL_SECONDS
+            if size > 2 * total:  # beside the files lie a few small ones of the download manager's
+                raise SourceError(f"expected {total} bytes, found {size} and no end")
             if time.monotonic() > deadline:
                 raise SourceError(f"no data for {STALL_SECONDS:.0f} s after {arrived} bytes")
     finally:
@@ -105,11 +108,11 @@ def download_registered(addresses: list[str], directory: Path) -> None:
             dataset_name="fashion_mnist",
             force_checksums_validation=True,
         )
-        paths = manager.download({address.rsplit("/", 1)[1]: address for address in addresses})
-        for name, path in paths.items():
-            shutil.move(path, directory / name)
+        for address in addresses:
+            shutil.move(manager.download(address), directory / address.rsplit("/", 1)[1])
     except Exception as error:
-        (directory / "error").write_text(root_cause(error))
+        cause = root_cause(error)
+        (directory / "error").write_text(cause if address in cause else f"{address}: {cause}")
         raise SystemExit(1) from None
 
 

@@ -12,6 +12,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from stages.command import UserError, run  # before matplotlib, of whose remarks it takes care
+
+# isort: split
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -20,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from stages.command import UserError, run
 from stages.files import publish, read_npz
 from stages.idx import CLASS_NAMES
 from stages.params import load_params

@@ -71,6 +71,7 @@ def test_a_fault_the_user_can_mend_is_one_line_and_exit_code_1(outcome, body, li
     assert outcome(body, "a", "b") == (1, "", f"{line}\n")
 
 
+@pytest.mark.fault("room and rights")
 @pytest.mark.parametrize(
     ("body", "line"),
     [

@@ -62,6 +62,7 @@ def test_another_seed_gives_other_orders(root: Path) -> None:
     assert (first != other).any()
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -1,6 +1,7 @@
 """The choice of a device, with the frameworks' device lists and NVIDIA's driver replaced."""
 
 import ctypes
+import importlib
 import os
 import subprocess
 import sys
@@ -240,3 +241,34 @@ def test_tensorflow_starts_without_a_line_on_stderr() -> None:
     )
 
     assert (done.stdout, done.stderr) == ("tensorflow on CPU\n", "")
+
+
+def test_a_hidden_package_is_not_found_and_then_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with device.hidden("wave"), pytest.raises(ModuleNotFoundError):
+        importlib.import_module("wave")
+    with pytest.raises(ZeroDivisionError), device.hidden("wave"):
+        _ = 1 / 0
+
+    assert importlib.import_module("wave") is sys.modules["wave"]
+
+
+def test_what_is_already_imported_is_not_hidden() -> None:
+    with device.hidden("json"):
+        assert importlib.import_module("json") is sys.modules["json"]
+
+
+def test_tensorflow_starts_without_keras_and_jax_which_can_still_be_imported(environment: dict[str, str]) -> None:
+    script = """if True:
+        import sys
+        from stages.device import load_model
+        load_model("tensorflow", "cpu")
+        print(sorted({"keras", "jax"} & {name.split(".")[0] for name in sys.modules}))
+        import jax
+        print(jax.numpy.arange(3).sum())"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines()[1:] == ["[]", "3"]

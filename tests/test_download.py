@@ -3,6 +3,7 @@
 Four small files stand for the published ones.
 """
 
+import contextlib
 import gzip
 import hashlib
 import multiprocessing
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -136,6 +138,7 @@ def test_a_directory_of_the_users_may_have_the_files_plain_or_gzipped(workplace,
     assert tree(workplace / "raw") == CONTENTS
 
 
+LABELS = list(CONTENTS)[1]
 DAMAGES = {
     "truncated": (f"{FIRST}.gz", GZIPPED[f"{FIRST}.gz"][:-9], "Compressed file ended before the end-of-stream marker"),
     "flipped bit": (f"{FIRST}.gz", GZIPPED[f"{FIRST}.gz"][:-8] + bytes(8), "CRC check failed"),
@@ -146,10 +149,13 @@ DAMAGES = {
     "gzip bomb": (f"{FIRST}.gz", gzip.compress(bytes(10**7)), "expected 2368 bytes, found 2369"),
     "truncated plain": (FIRST, CONTENTS[FIRST][:-1], "expected 2368 bytes, found 2367"),
     "flipped bit in plain": (FIRST, CONTENTS[FIRST][:-1] + b"\0", "expected SHA-256 [0-9a-f]{64}, found [0-9a-f]{64}"),
+    "images for labels": (LABELS, CONTENTS[FIRST], "expected 11 bytes, found 12"),
+    "gzipped images for labels": (f"{LABELS}.gz", GZIPPED[f"{FIRST}.gz"], "expected 11 bytes, found 12"),
     "gzip named plain": (FIRST, GZIPPED[f"{FIRST}.gz"], r"expected 2368 bytes, found \d+"),
 }
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize(("name", "content", "reason"), DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
     workplace, monkeypatch, capsys, name, content, reason
@@ -164,6 +170,7 @@ def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
     assert tree(workplace / "raw") == CONTENTS
 
 
+@pytest.mark.fault("sources")
 def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
     incomplete = write(tmp_path / "mirror", {name: CONTENTS[name] for name in list(CONTENTS)[:3]})
     last = list(CONTENTS)[3]
@@ -173,6 +180,7 @@ def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
         read_source(tmp_path / "none")
 
 
+@pytest.mark.fault("sources")
 @pytest.mark.parametrize("before", [None, {"train-images-idx3-ubyte": b"old"}])
 def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_written(workplace, monkeypatch, before):
     monkeypatch.setenv("FASHION_MNIST_DIR", "")
@@ -190,6 +198,7 @@ def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_writte
     assert not tree(workplace / "scratch")
 
 
+@pytest.mark.fault("parameters")
 def test_a_fault_in_params_yaml_is_found_before_any_source_is_asked(workplace, capsys):
     (workplace / "params.yaml").write_text("")
     with pytest.raises(UserError, match=r"params\.yaml: expected the keys"):
@@ -201,27 +210,33 @@ def test_a_fault_in_params_yaml_is_found_before_any_source_is_asked(workplace, c
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answer with the files in ``server.files``; send only half of one that stands there with ``None``, and wait."""
+    """Answer with the files in ``server.files``, by a redirection where a text stands there.
+
+    Of what stands there as a function only half is sent before it is called; half of 2000 bytes, so it says.
+    """
 
     def do_HEAD(self):
         self.send_head()
 
     def do_GET(self):
         content = self.send_head()
-        if content is None:
+        if callable(content):
             self.wfile.write(bytes(1000))
-            self.server.closing.wait(60)
-        elif content:
+            content(self)
+        elif isinstance(content, bytes):
             self.wfile.write(content)
 
     def send_head(self):
         name = self.path.rpartition("/")[2]
         if name not in self.server.files:
             self.send_error(404)
-            return b""
+            return None
         content = self.server.files[name]
-        self.send_response(200)
-        self.send_header("Content-Length", str(2000 if content is None else len(content)))
+        self.send_response(302 if isinstance(content, str) else 200)
+        if isinstance(content, str):
+            self.send_header("Location", content)
+        elif content is not endless:
+            self.send_header("Content-Length", str(2000 if callable(content) else len(content)))
         self.end_headers()
         return content
 
@@ -229,12 +244,33 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def stall(handler):
+    handler.server.closing.wait(60)
+
+
+def end_early(handler):
+    """The connection is closed in good order, but before the announced end."""
+
+
+def reset(handler):
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(handler.connection.detach())
+
+
+def endless(handler):
+    """Send until nobody listens; a hundred megabytes if nobody ever stops."""
+    with contextlib.suppress(ConnectionError):
+        while handler.server.sent < 10**8 and not handler.server.closing.wait(0.001):
+            handler.wfile.write(bytes(2**15))
+            handler.server.sent += 2**15
+
+
 @pytest.fixture
 def server(monkeypatch):
     """An HTTP server with the four gzip files, whose addresses TensorFlow Datasets has in this process."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.files, server.closing = dict(GZIPPED), threading.Event()
+        server.files, server.closing, server.sent = dict(GZIPPED), threading.Event(), 0
         server.addresses = [f"http://127.0.0.1:{server.server_port}/data/{name}" for name in GZIPPED]
         monkeypatch.setattr(tfds.builder_cls("fashion_mnist"), "url_infos", registered(server.addresses))
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
@@ -255,6 +291,7 @@ def test_the_download_manager_brings_the_registered_files_under_their_names(serv
     assert {name: (tmp_path / name).read_bytes() for name in GZIPPED} == GZIPPED
 
 
+@pytest.mark.fault("sources")
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -274,6 +311,7 @@ def test_the_download_manager_refuses_a_file_that_is_not_the_registered_one(serv
     assert address in message
 
 
+@pytest.mark.fault("sources")
 def test_the_download_manager_refuses_an_address_that_is_not_registered(server, tmp_path):
     with pytest.raises(SystemExit, match=r"^1$"):
         download_registered([f"{server.addresses[0]}?other"], tmp_path)
@@ -285,6 +323,7 @@ def test_the_registered_files_arrive_through_a_process_of_its_own(server, tmp_pa
     assert read_source(tensorflow_datasets(tmp_path)) == CONTENTS
 
 
+@pytest.mark.fault("sources")
 def test_the_reason_of_a_failed_download_comes_back_from_its_process(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_registered", download_locally_registered)
     server.files[f"{FIRST}.gz"] = b"<!DOCTYPE html>"
@@ -292,19 +331,149 @@ def test_the_reason_of_a_failed_download_comes_back_from_its_process(server, tmp
         tensorflow_datasets(tmp_path)
 
 
+@pytest.mark.fault("sources")
 def test_a_killed_download_is_said_to_have_broken_off(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_registered", break_off)
     with pytest.raises(SourceError, match=r"^the download broke off$"):
         tensorflow_datasets(tmp_path)
 
 
+@pytest.mark.fault("sources")
 def test_a_stalled_download_is_given_up_and_its_process_ended(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_registered", download_locally_registered)
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
-    server.files = dict.fromkeys(GZIPPED)
+    server.files = dict.fromkeys(GZIPPED, stall)
     with pytest.raises(SourceError, match=r"^no data for 1 s after \d+ bytes$"):
         tensorflow_datasets(tmp_path)
     assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def registry(server, workplace, monkeypatch):
+    """The registry's source with that server, in this process, and after it one that has the files."""
+
+    class Process:
+        def __init__(self, target, args):
+            self.target, self.args, self.exitcode = target, args, 0
+
+        def start(self):
+            try:
+                self.target(*self.args)
+            except SystemExit as end:
+                self.exitcode = end.code
+
+        def is_alive(self):
+            return False
+
+        def kill(self):
+            pass
+
+        join = kill
+
+    monkeypatch.setattr(download.multiprocessing, "get_context", lambda method: SimpleNamespace(Process=Process))
+    monkeypatch.setitem(SOURCES, REGISTRY, tensorflow_datasets)
+    monkeypatch.setitem(SOURCES, DEBIAN, lambda scratch: write(scratch / "unpacked", CONTENTS))
+    return server
+
+
+@pytest.fixture
+def refusal(workplace, capsys):
+    """Download; return what was said of the registry, after checking that the next source was asked in its place."""
+
+    def refusal():
+        download.download(workplace / "raw")
+        *_, refused, success = capsys.readouterr().out.splitlines()
+        assert success.startswith(f"download: the four files came from {DEBIAN}, ")
+        assert tree(workplace / "raw") == CONTENTS
+        assert refused.startswith(f"download: {REGISTRY}: ")
+        return refused.removeprefix(f"download: {REGISTRY}: ")
+
+    return refusal
+
+
+SECOND = f"{LABELS}.gz"
+OTHER_FILES = {
+    "HTML": b"<!DOCTYPE html><title>Moved</title>",
+    "more bytes": GZIPPED[SECOND] + bytes(1000),
+    "fewer bytes": GZIPPED[SECOND][:-1],
+    "half a gzip": GZIPPED[SECOND][: len(GZIPPED[SECOND]) // 2],
+    "flipped bit": GZIPPED[SECOND][:-1] + bytes([GZIPPED[SECOND][-1] ^ 1]),
+    "other gzip": gzip.compress(bytes(FILES[SECOND.removesuffix(".gz")].size)),
+    "gzip bomb": gzip.compress(bytes(10**7)),
+    "images for labels": GZIPPED[f"{FIRST}.gz"],
+    "empty": b"",
+}
+
+
+def address_of(server, name):
+    return next(address for address in server.addresses if address.endswith(f"/{name}"))
+
+
+def both_hashes(name, content):
+    """What is said of a served file that is not the registered one."""
+    expected, found = (hashlib.sha256(served).hexdigest() for served in (GZIPPED[name], content))
+    return f"has wrong checksum: .*size={len(GZIPPED[name])}, checksum='{expected}'.* Got: .*size=.*'{found}'"
+
+
+@pytest.mark.fault("archives")
+@pytest.mark.parametrize("content", OTHER_FILES.values(), ids=OTHER_FILES)
+def test_a_served_file_that_is_another_is_refused_with_both_hashes_and_the_next_source_asked(
+    registry, refusal, content
+):
+    registry.files[SECOND] = content
+    reason = refusal()
+    assert address_of(registry, SECOND) in reason
+    assert re.search(both_hashes(SECOND, content), reason)
+
+
+@pytest.mark.fault("sources")
+def test_images_and_labels_that_are_swapped_are_refused_and_the_next_source_asked(registry, refusal):
+    registry.files |= {f"{FIRST}.gz": GZIPPED[SECOND], SECOND: GZIPPED[f"{FIRST}.gz"]}
+    reason = refusal()
+    (name,) = (name for name in (f"{FIRST}.gz", SECOND) if address_of(registry, name) in reason)  # the first to fail
+    assert re.search(both_hashes(name, registry.files[name]), reason)
+
+
+@pytest.mark.fault("sources")
+@pytest.mark.parametrize(
+    ("name", "answers", "said"),
+    [
+        (SECOND, {SECOND: SECOND}, "TooManyRedirects: Exceeded 30 redirects"),
+        (f"{FIRST}.gz", {f"{FIRST}.gz": f"{FIRST}.gz"}, "TooManyRedirects: Exceeded 30 redirects"),
+        (SECOND, {SECOND: "login", "login": b"<!DOCTYPE html>"}, both_hashes(SECOND, b"<!DOCTYPE html>")),
+        (SECOND, {SECOND: end_early}, "1000 bytes read, 1000 more expected"),
+        (SECOND, {SECOND: reset}, "ConnectionResetError: "),
+    ],
+    ids=["redirect loop", "redirect loop at the first contact", "redirect to HTML", "early end", "reset"],
+)
+def test_a_connection_that_does_not_bring_a_file_is_named_and_the_next_source_asked(
+    registry, refusal, name, answers, said
+):
+    registry.files |= answers
+    reason = refusal()
+    assert re.search(said, reason)
+    assert address_of(registry, name) in reason
+
+
+def test_redirections_are_followed_to_the_file(registry, workplace, capsys):
+    registry.files |= {SECOND: "/elsewhere/moved", "moved": "again", "again": GZIPPED[SECOND]}
+    download.download(workplace / "raw")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"download: the four files came from {REGISTRY}, ")
+    assert tree(workplace / "raw") == CONTENTS
+
+
+@pytest.mark.fault("sources")
+@pytest.mark.parametrize(("answer", "said"), [(stall, r"no data for 1 s after \d+ bytes"), (endless, r"\d+ bytes")])
+def test_a_download_without_end_is_given_up_and_the_next_source_asked(
+    server, workplace, refusal, monkeypatch, answer, said
+):
+    monkeypatch.setattr(download, "download_registered", download_locally_registered)
+    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setitem(SOURCES, REGISTRY, tensorflow_datasets)
+    monkeypatch.setitem(SOURCES, DEBIAN, lambda scratch: write(scratch / "unpacked", CONTENTS))
+    server.files[SECOND] = answer
+    assert re.search(said, refusal())
+    assert server.sent < 10**8
 
 
 @pytest.fixture
@@ -342,6 +511,7 @@ def test_a_download_slower_than_the_limit_is_not_given_up_while_bytes_arrive(tri
     assert state.now > 5 * download.STALL_SECONDS
 
 
+@pytest.mark.fault("sources")
 def test_a_download_that_falls_silent_is_given_up_with_the_bytes_it_brought(trickle, tmp_path):
     (tmp_path / "folder").mkdir()  # no bytes of a file
     state = trickle(3, ends=False)
@@ -366,6 +536,7 @@ def test_what_vanishes_while_the_download_is_measured_is_no_failure(trickle, tmp
     assert tensorflow_datasets(tmp_path) == tmp_path
 
 
+@pytest.mark.fault("sources")
 def test_a_host_that_refuses_a_connection_is_named(server, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/{FIRST}.gz"
@@ -374,6 +545,7 @@ def test_a_host_that_refuses_a_connection_is_named(server, tmp_path, monkeypatch
         tensorflow_datasets(tmp_path)
 
 
+@pytest.mark.fault("sources")
 def test_a_host_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -383,6 +555,7 @@ def test_a_host_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
             tensorflow_datasets(tmp_path)
 
 
+@pytest.mark.fault("sources")
 def test_a_host_without_the_file_is_named_with_its_answer(server, tmp_path):
     server.files = {}
     with pytest.raises(SourceError, match=f"^{server.addresses[0]}: HTTPError: 404 "):
@@ -432,6 +605,7 @@ def test_the_debian_package_is_fetched_and_unpacked_below_the_scratch_directory(
         assert f"-o Dir::State::Lists={scratch}/lists -o Dir::Cache={scratch}/cache " in line
 
 
+@pytest.mark.fault("sources")
 @pytest.mark.parametrize(
     ("apt_get", "dpkg_deb", "reason"),
     [
@@ -449,6 +623,7 @@ def test_a_command_that_fails_is_named_with_its_last_line(scratch, commands, apt
         debian_package(scratch)
 
 
+@pytest.mark.fault("sources")
 def test_a_command_that_does_not_end_is_given_up(scratch, commands, monkeypatch):
     monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
     commands({"apt-get": "exec sleep 600", "dpkg-deb": ""})
@@ -456,6 +631,7 @@ def test_a_command_that_does_not_end_is_given_up(scratch, commands, monkeypatch)
         debian_package(scratch)
 
 
+@pytest.mark.fault("sources")
 @pytest.mark.parametrize("present", [[], ["apt-get"], ["dpkg-deb"]])
 def test_without_both_commands_the_source_refuses(tmp_path, scratch, commands, monkeypatch, present):
     commands(dict.fromkeys(present, ""))

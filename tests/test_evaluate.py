@@ -105,6 +105,7 @@ def test_a_batch_without_errors_gives_empty_arrays(folder: Path) -> None:
         assert errors["images"].shape == (0, 4, 4)
 
 
+@pytest.mark.fault("parameters")
 def test_a_batch_beyond_the_data_is_refused(folder: Path) -> None:
     set_batch(size=32, index=3)
 
@@ -133,6 +134,7 @@ def test_score_divides_sums_once() -> None:
     assert (metrics["accuracy"], metrics["correct"], metrics["examples"], metrics["loss"]) == (0.75, 3, 4, 0.5)
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

@@ -101,11 +101,13 @@ def test_an_open_dimension_may_be_empty(tmp_path):
     assert (images.shape, labels.shape) == ((0, 2, 2), (0,))
 
 
+@pytest.mark.fault("archives")
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"data\.npz: expected a file, found none: run `dvc repro` to make it again$"):
         read_npz(tmp_path / "data.npz", **CONTRACT)
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -157,6 +159,7 @@ def npy(array):
     return content.getvalue()
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize(
     "content",
     [
@@ -179,11 +182,13 @@ def test_damage_is_refused_as_such(refusal, content):
     assert refusal(content).startswith("expected an .npz archive, found damage (")
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize("labels", [b"", b"labels"])
 def test_a_member_that_is_no_array_is_refused(refusal, labels):
     assert "expected " in refusal(zipped(images=npy(IMAGES), labels=labels))
 
 
+@pytest.mark.fault("archives")
 def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     path = tmp_path / "data.npz"
     path.write_bytes(GOOD)
@@ -209,6 +214,7 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("archives")
 def test_an_array_of_objects_is_refused_and_never_unpickled(refusal, tmp_path):
     content = npz_bytes(images=IMAGES, labels=np.array([Trap(tmp_path / "sprung")], object))
     assert "allow_pickle=False" in refusal(content)
@@ -230,6 +236,7 @@ def test_all_contents_are_written_and_missing_directories_made(tmp_path):
     assert tree(tmp_path) == {"old": b"new", "data/raw/empty": b""}
 
 
+@pytest.mark.fault("room and rights")
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_the_second_file_leaves_the_old_files_and_nothing_else(tmp_path, monkeypatch, failure):
     (tmp_path / "first").write_bytes(b"old")
@@ -246,6 +253,7 @@ def test_a_failure_at_the_second_file_leaves_the_old_files_and_nothing_else(tmp_
     assert tree(tmp_path) == {"first": b"old", "second": b"old"}
 
 
+@pytest.mark.fault("room and rights")
 def test_a_directory_that_cannot_be_made_leaves_the_old_files_and_nothing_else(tmp_path):
     (tmp_path / "first").write_bytes(b"old")
     (tmp_path / "file").write_bytes(b"in the way")

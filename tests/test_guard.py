@@ -83,6 +83,7 @@ def edit(path: Path) -> None:
     path.write_text(path.read_text() + "# edited\n")
 
 
+@pytest.mark.fault("edits")
 @pytest.mark.parametrize(
     ("path", "change"),
     [
@@ -132,6 +133,7 @@ def test_a_stage_may_replace_its_outputs_and_clears_what_a_killed_one_left(folde
     assert [file.name for file in folder.glob("result*")] == ["result"]
 
 
+@pytest.mark.fault("bookkeeping")
 @pytest.mark.parametrize("shell", ["bash", "dash"])
 def test_a_stage_dies_with_its_dvc_under_every_shell(folder: Path, start: Start, shell: str) -> None:
     # dvc runs a stage's command through the user's shell, as here.
@@ -146,6 +148,40 @@ def test_a_stage_dies_with_its_dvc_under_every_shell(folder: Path, start: Start,
     (folder / "go").touch()
     time.sleep(0.1)
     assert not (folder / "result").exists()
+
+
+GONE = "wait: the dvc that started this stage is gone: nothing was published: run `dvc repro`\n"
+PYTHON_STAGE = f"{sys.executable} -m stages.wait input result"
+
+
+@pytest.mark.fault("bookkeeping")
+def test_a_stage_of_dvc_whose_parent_is_neither_dvc_nor_python_ends_at_once(folder: Path) -> None:
+    (folder / "start.sh").write_text(f"{PYTHON_STAGE}\nexit $?\n")  # a shell that stays
+    environment = os.environ | {"DVC_STAGE": "wait"}
+    done = subprocess.run(["sh", "start.sh"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", GONE)
+    assert list(folder.glob("result*")) == []
+
+
+@pytest.mark.fault("bookkeeping")
+def test_a_stage_whose_dvc_died_before_the_stage_could_ask_to_die_with_it_ends_at_once(folder: Path) -> None:
+    # In processes of its own, so that the orphan's next parent is cat and not, as it may be here, a Python.
+    namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    probe = subprocess.run([*namespace, "true"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(probe.stderr.strip())
+    os.mkfifo(folder / "gate")
+    os.mkfifo(folder / "said")
+    (folder / "orphan.sh").write_text(f"read line < gate\nexec {PYTHON_STAGE} > said 2>&1\n")
+    (folder / "dvc.sh").write_text("sh orphan.sh &\n")
+    (folder / "init.sh").write_text("sh dvc.sh\necho > gate\nexec cat\n")
+    environment = os.environ | {"DVC_STAGE": "wait"}
+    with subprocess.Popen([*namespace, "sh", "init.sh"], cwd=folder, env=environment, stdin=subprocess.PIPE) as init:
+        said = subprocess.run(["cat", "said"], cwd=folder, capture_output=True, text=True, timeout=60)
+        assert said.stdout == GONE
+        assert init.poll() is None
+    assert list(folder.glob("result*")) == []
 
 
 def test_a_stage_started_by_hand_outlives_its_shell(folder: Path, start: Start) -> None:
@@ -168,6 +204,7 @@ def test_an_interrupted_stage_publishes_nothing_and_says_so(folder: Path, start:
     assert not (folder / "result").exists()
 
 
+@pytest.mark.fault("room and rights")
 @pytest.mark.parametrize(
     "error", ["MemoryError()", "ResourceExhaustedError('OOM')", "RuntimeError('RESOURCE_EXHAUSTED: 9 GiB')"]
 )

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -79,12 +81,14 @@ def test_a_file_is_read_in_row_major_order_without_its_header(raw, name):
     assert fault(name, CONTENTS[name]) is None
 
 
+@pytest.mark.fault("raw files")
 def test_a_missing_file_is_refused_with_what_to_do(raw):
     (raw / LABELS).unlink()
     with pytest.raises(UserError, match=f"/{LABELS}: expected a file, found none: run `dvc repro download`$"):
         read_idx(raw / LABELS)
 
 
+@pytest.mark.fault("raw files")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -105,8 +109,57 @@ def test_what_is_not_the_published_file_is_refused_with_the_difference(raw, name
     assert re.fullmatch(f"{raw / name}: {message}: remove it and run `dvc repro download`", str(caught.value))
 
 
+@pytest.mark.fault("raw files")
 def test_every_flipped_bit_is_found(raw):
     for bit in range(8 * len(CONTENTS[IMAGES])):
         content = bytearray(CONTENTS[IMAGES])
         content[bit // 8] ^= 1 << bit % 8
         assert fault(IMAGES, bytes(content))
+
+
+DAMAGES = {
+    "truncated": lambda content, other: content[: len(content) // 2],
+    "too long": lambda content, other: content + b"\0",
+    "flipped bit": lambda content, other: content[:-1] + bytes([content[-1] ^ 1]),
+    "empty": lambda content, other: b"",
+    "other file": lambda content, other: other,
+}
+
+
+@pytest.mark.fault("raw files")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), (LABELS, IMAGES), (IMAGES, "train-images-idx3-ubyte")],
+)
+def test_the_stage_that_reads_a_damaged_file_ends_with_one_line_and_no_output(pipeline, tmp_path, name, other, damage):
+    raw = shutil.copytree(pipeline.root / "data/raw", tmp_path / "raw")
+    whole = (raw / name).read_bytes()
+    content = damage(whole, (raw / other).read_bytes())
+    (raw / name).write_bytes(content)
+    done = subprocess.run(
+        ["python", "-m", "stages.resize", str(raw), str(tmp_path / "resized")],
+        cwd=pipeline.root,
+        env=pipeline.environment,
+        capture_output=True,
+        text=True,
+    )
+
+    expected, found = f"{len(whole)} bytes", str(len(content))
+    if len(content) == len(whole):
+        expected, found = (hashlib.sha256(text).hexdigest() for text in (whole, content))
+        expected = f"SHA-256 {expected}"
+    line = f"resize: {raw / name}: expected {expected}, found {found}: remove it and run `dvc repro download`\n"
+    assert (done.returncode, done.stderr) == (1, line)
+    assert not (tmp_path / "resized").exists()
+
+
+@pytest.mark.fault("raw files")
+def test_what_the_refusal_says_brings_a_damaged_file_back(pipeline):
+    images = pipeline.root / "data/raw" / IMAGES
+    whole = images.read_bytes()
+    images.unlink()
+
+    pipeline.dvc("repro", "download")
+    assert images.read_bytes() == whole
+    assert pipeline.changed() == set()

@@ -1,6 +1,10 @@
 """Reading params.yaml: what is accepted has exactly its values, what is not is refused in one line that names it."""
 
+import base64
+import contextlib
+import itertools
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +17,7 @@ from ruamel.yaml import YAML
 
 from stages.command import UserError
 from stages.params import YAML12Loader, load_params
+from stages.resize import resize
 
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
 SECTIONS = "runtime, resize, train, evaluate, render"
@@ -159,6 +164,7 @@ def test_an_alias_has_the_value_of_its_anchor(load):
     assert (params.resize.height, params.resize.width) == (28, 28)
 
 
+@pytest.mark.fault("parameters")
 @pytest.mark.parametrize(("batch_size", "last"), [(256, 39), (1, 9999), (3, 3333), (5000, 1), (9999, 1), (10_000, 0)])
 def test_the_last_batch_is_accepted_and_the_next_refused(load, refusal, batch_size, last):
     sized = document(BATCH_INDEX, "{}").replace(
@@ -175,6 +181,7 @@ def test_the_last_batch_is_accepted_and_the_next_refused(load, refusal, batch_si
 # What is refused
 
 
+@pytest.mark.fault("parameters")
 @pytest.mark.parametrize(
     ("name", "text", "expected", "found"),
     [
@@ -232,6 +239,7 @@ def test_a_bad_value_is_refused_with_its_key_what_is_expected_and_what_was_found
     assert refusal(document(name, text)) == f"{name}: expected {expected}, got {found}"
 
 
+@pytest.mark.fault("parameters")
 @pytest.mark.parametrize(("name", "bounds"), WHOLE.items())
 def test_a_whole_number_beyond_either_bound_is_refused(refusal, name, bounds):
     low, high = bounds
@@ -239,6 +247,7 @@ def test_a_whole_number_beyond_either_bound_is_refused(refusal, name, bounds):
         assert refusal(document(name, value)) == f"{name}: expected a whole number from {low} to {high}, got {value}"
 
 
+@pytest.mark.fault("parameters")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -294,6 +303,7 @@ def test_a_fault_of_the_document_is_named(refusal, content, message):
     assert refusal(content) == message
 
 
+@pytest.mark.fault("parameters")
 @pytest.mark.parametrize(
     "content",
     [
@@ -316,6 +326,7 @@ def test_what_is_not_one_yaml_document_is_refused_as_such(refusal, content):
     assert "expected YAML, but " in refusal(content)
 
 
+@pytest.mark.fault("parameters")
 @pytest.mark.parametrize(
     "text",
     ["9" * 5000, "!!int ten", "!!float ten", "!!bool maybe", "!!timestamp ten", "!!timestamp 2001-99-99",
@@ -329,6 +340,7 @@ def test_a_value_that_cannot_be_built_is_refused_with_its_line_or_key(refusal, t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("parameters")
 def test_a_missing_file_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(
         UserError, match=r"/params\.yaml: expected a file, found none: run from the top of the repository$"
@@ -380,50 +392,93 @@ ANYTHING = st.one_of(
     st.booleans(),
     st.integers(),
     st.integers(-1, 1001),
+    st.sampled_from([2**64, -(10**30), 10**4000]),
     st.floats(),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
     st.text(),
+    st.binary(max_size=9),
     st.just([]),
     st.just({"a": 1}),
 )
 UNKNOWN = st.from_regex(r"[a-z_]{1,9}", fullmatch=True).filter(lambda key: f" {key}:" not in DEFAULT)
 
 
+def as_yaml(value):
+    if isinstance(value, bytes):
+        return f"!!binary {base64.b64encode(value).decode()}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"nan": ".nan", "inf": ".inf", "-inf": "-.inf"}[str(value)]
+    return json.dumps(value)
+
+
 @st.composite
 def documents(draw):
-    """A document, most often with few faults or none, and the names of all keys that have one."""
+    """A document, most often with few faults or none, its values, and the names of all keys that have a fault."""
     values = {name: draw(fitting) for name, fitting in FITTING.items()}
     values[BATCH_INDEX] = draw(st.integers(0, 9999 // values["evaluate.batch_size"]))
     for name in draw(st.sets(st.sampled_from(sorted(values)), max_size=2)):
         values[name] = draw(ANYTHING)
-    faults = {name for name, value in values.items() if not fits(name, value)}
+    missing = draw(st.sets(st.sampled_from(sorted(values)), max_size=1))
+    unknown = {f"{draw(st.sampled_from(sorted(DEFAULTS)))}.{draw(UNKNOWN)}" for _ in range(draw(st.integers(0, 1)))}
+    values |= {name: draw(ANYTHING) for name in unknown}
+
+    sections = draw(st.permutations(sorted(DEFAULTS)))
+    names = [name for section in sections for name in values if name.startswith(f"{section}.") and name not in missing]
+    texts = {name: as_yaml(values[name]) for name in names}
+    if draw(st.booleans()):
+        first, second = sorted(draw(st.permutations(names))[:2], key=names.index)
+        texts |= {first: f"&it {texts[first]}", second: "*it"}
+        values[second] = values[first]
+    repeated = draw(st.sets(st.sampled_from(names), max_size=1))
+    lines = {section: [f"{section}:"] for section in sections}
+    for name, text in [*texts.items(), *((name, "1") for name in repeated)]:
+        section, key = name.split(".")
+        lines[section].append(f"  {key}: {text}")
+    added = draw(st.sets(st.sampled_from(["other", *sections]), max_size=1))  # unknown, or repeated
+    content = "\n".join([*itertools.chain(*lines.values()), *(f"{section}: {{}}" for section in added)])
+
+    faults = missing | unknown | repeated | added | {section for section in sections if len(lines[section]) == 1}
+    faults |= {name for name in names if name not in unknown and not fits(name, values[name])}
     if not {BATCH_INDEX, "evaluate.batch_size"} & faults:
         faults |= {BATCH_INDEX} if values[BATCH_INDEX] > 9999 // values["evaluate.batch_size"] else set()
-    for name in draw(st.sets(st.sampled_from(sorted(values)), max_size=1)):
-        del values[name]
-        faults.add(name)
-    if draw(st.booleans()):
-        unknown = f"{draw(st.sampled_from(sorted(DEFAULTS)))}.{draw(UNKNOWN)}"
-        values[unknown] = draw(ANYTHING)
-        faults.add(unknown)
-    nested = {section: {} for section in draw(st.permutations(sorted(DEFAULTS)))}
-    for name, value in values.items():
+    nested = {section: {} for section in sections}
+    for name in names:
         section, key = name.split(".")
-        nested[section][key] = value
-    return nested, faults
+        nested[section][key] = values[name]
+    return content, nested, faults
 
 
+@pytest.mark.fault("parameters")
 @given(documents())
-@settings(derandomize=True, max_examples=200, deadline=None)
-def test_any_document_is_accepted_with_its_values_or_refused_by_the_name_of_a_fault(load, refusal, drawn):
-    nested, faults = drawn
-    content = json.dumps(nested)
+@settings(derandomize=True, max_examples=500, deadline=None)
+def test_any_document_is_accepted_with_its_values_or_refused_by_the_name_of_a_fault(path, load, refusal, drawn):
+    content, nested, faults = drawn
     if faults:
         message = refusal(content)
         assert any(message.startswith(f"{fault}: ") for fault in faults)
+        with contextlib.chdir(path.parent), pytest.raises(UserError):
+            resize(Path("raw"), Path("resized"))
+        assert list(path.parent.iterdir()) == [path]
     else:
         params = load(content)
         assert asdict(params) == nested
         assert {type(params.train.lr), type(params.train.sigma)} == {float}
+
+
+NO_DOCUMENTS = st.one_of(
+    st.binary(),
+    st.sampled_from([b"", b"\n", b"---\n", b"# nothing", b"%YAML 1.2\n---\n...\n"]),
+    st.one_of(st.integers(), st.floats(), st.text(), st.lists(st.integers())).map(
+        lambda value: json.dumps(value).encode()
+    ),
+)
+
+
+@pytest.mark.fault("parameters")
+@given(NO_DOCUMENTS)
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_what_is_no_mapping_is_refused_as_such(refusal, content):
+    assert re.match(r"(line \d+: )?expected (the keys|UTF-8 text|YAML)", refusal(content))
 
 
 PIECES = [
@@ -482,6 +537,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.fault("parameters")
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
 @settings(derandomize=True, max_examples=300, deadline=None)
 def test_any_text_for_a_value_is_accepted_or_refused_in_one_line(load, refusal, text):

@@ -259,6 +259,7 @@ def test_the_confusion_matrix_counts_true_by_predicted_classes_in_label_order(n)
 # Faults
 
 
+@pytest.mark.fault("archives")
 def test_a_label_that_is_no_class_is_refused(workplace):
     images, actual, predicted = errors(2)
     Path("errors.npz").write_bytes(npz_bytes(images=images, actual=actual, predicted=predicted + np.uint8(10)))
@@ -266,6 +267,7 @@ def test_a_label_that_is_no_class_is_refused(workplace):
         rendered()
 
 
+@pytest.mark.fault("archives")
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

@@ -85,6 +85,7 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_others(folder: Path) -
     assert all(other[path] != first[path] for path in OUTPUTS)
 
 
+@pytest.mark.fault("divergence")
 @pytest.mark.parametrize("framework", ["tensorflow", "jax"])
 @pytest.mark.parametrize(
     ("values", "when", "advice"),
@@ -108,6 +109,7 @@ def test_divergence_stops_and_leaves_the_outputs_alone(
     assert not Path("metrics").exists()
 
 
+@pytest.mark.fault("divergence")
 def test_divergence_is_one_line_and_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_params(runtime_framework="jax", train_lr=1000)
     monkeypatch.setattr(sys, "argv", ["stages/train.py", "data/resized", *OUTPUTS])
@@ -118,6 +120,7 @@ def test_divergence_is_one_line_and_exit_code_1(folder: Path, monkeypatch: pytes
     assert "\n" not in str(caught.value.code)
 
 
+@pytest.mark.fault("parameters")
 def test_faulty_params_stop_before_any_work(folder: Path) -> None:
     set_params(render_columns=0)
 
@@ -126,6 +129,7 @@ def test_faulty_params_stop_before_any_work(folder: Path) -> None:
     assert not Path("metrics").exists()
 
 
+@pytest.mark.fault("archives")
 def test_missing_data_is_named(folder: Path) -> None:
     Path("data/resized/train.npz").unlink()
 

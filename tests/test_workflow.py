@@ -19,6 +19,15 @@ STEPS = {step["name"]: step for step in JOB["steps"]}
 COMMANDS = [name for name, step in STEPS.items() if "run" in step]
 
 
+def link_environment(root: Path) -> None:
+    """Give a clone the environment of these tests, as if make had just made it: newer than what it is made of."""
+    (root / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (root / ".venv" / path.name).symlink_to(path)
+    for name in ("requirements.lock", "tools/environment.sh"):
+        os.utime(root / name, (0, 0))
+
+
 class Runner:
     """Runs the steps of the job in a clone, as the service does: ``bash -e`` on a file, with a summary to write to."""
 
@@ -26,10 +35,7 @@ class Runner:
         self.clone, self.summary = clone, scratch / "summary.md"
         self.script, self.expressions = scratch / "step.sh", expressions
         self.summary.touch()
-        # The environment that make would make, and as if it had just been: its stamp is newer than what it is made of.
-        (clone.root / ".venv").symlink_to(sys.prefix)
-        for name in ("requirements.lock", "tools/environment.sh"):
-            os.utime(clone.root / name, (0, 0))
+        link_environment(clone.root)
 
     def step(self, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
         declared = {key: self.expressions.get(value, value) for key, value in STEPS[name].get("env", {}).items()}
@@ -138,6 +144,23 @@ def test_lint_passes_in_a_clone_and_all_tests_are_found(runner: Runner) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tests/test_workflow.py::test_lint_passes_in_a_clone_and_all_tests_are_found" in done.stdout
+
+
+def test_the_hooks_lint_a_commit_and_keep_stale_results_from_being_pushed(committed: Any) -> None:
+    link_environment(committed.root)
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    lint, results = (hook for repository in config["repos"] for hook in repository["hooks"])
+    assert (lint["entry"], lint["stages"], results["stages"]) == ("make lint", ["pre-commit"], ["pre-push"])
+    push = ("pre-commit", "run", "--all-files", "--hook-stage", "pre-push")
+    try:
+        committed.run(*push)
+        committed.append("stages/render.py", "# A comment.")
+        committed.git("commit", "--quiet", "--all", "--message", "Forget the results", "--no-verify")
+        with pytest.raises(AssertionError, match=r"results are those of the code .*run make repro and commit.*Failed"):
+            committed.run(*push)
+    finally:
+        committed.git("reset", "--quiet", "--hard", "HEAD~1")
+        shutil.rmtree(committed.root / ".venv")
 
 
 def test_the_workflow_may_read_and_nothing_else() -> None:

@@ -15,6 +15,7 @@ While a dvc is at work here, nothing is touched, and ``make repro`` refuses to s
 
 import fcntl
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
@@ -60,8 +61,8 @@ def rwlock_is_damaged() -> bool:
 def dvc_at_work() -> str | None:
     """Describe a dvc that uses files of this working tree; where a damaged file cannot tell, any that lives here."""
     if RWLOCK.exists() and not rwlock_is_damaged():
-        uses = json.loads(RWLOCK.read_text(encoding="utf-8")).values()
-        users = [user for use in uses for user in (use.get("write"), *use.get("read", ())) if user]
+        uses = json.loads(RWLOCK.read_text(encoding="utf-8"))  # a path has one writer, and a list of readers
+        users = [*uses.get("write", {}).values(), *itertools.chain(*uses.get("read", {}).values())]
         for user in users:
             if psutil.pid_exists(user["pid"]):
                 return f"process {user['pid']}"
@@ -92,37 +93,44 @@ def is_damaged(path: Path, md5: str) -> bool:
         return hashlib.file_digest(file, "md5").hexdigest() != md5
 
 
-def outputs() -> Iterator[tuple[Path, Path, str]]:
+def outputs(repo: Repo) -> Iterator[tuple[Path, Path, str]]:
     """Yield each file that ``dvc.lock`` names as an output or the list of one: its path, its place in the cache, MD5.
 
     The list of a directory has no path of its own; the directory stands for it.
     """
-    with Repo() as repo:
-        for out in repo.index.outs:
-            oid = out.hash_info.value if out.hash_info else None
-            if oid is None:
-                continue  # not in the lock
-            path, kept = Path(out.fs_path), Path(repo.cache.local.oid_to_path(oid))
-            yield path, kept, oid.removesuffix(".dir")
-            if out.hash_info.isdir and kept.exists() and not is_damaged(kept, oid.removesuffix(".dir")):
-                for entry in json.loads(kept.read_bytes()):
-                    yield path / entry["relpath"], Path(repo.cache.local.oid_to_path(entry["md5"])), entry["md5"]
+    for out in repo.index.outs:
+        oid = out.hash_info.value if out.hash_info else None
+        if oid is None:
+            continue  # not in the lock
+        path, kept = Path(out.fs_path), Path(repo.cache.local.oid_to_path(oid))
+        yield path, kept, oid.removesuffix(".dir")
+        if out.hash_info.isdir and kept.exists() and not is_damaged(kept, oid.removesuffix(".dir")):
+            for entry in json.loads(kept.read_bytes()):
+                yield path / entry["relpath"], Path(repo.cache.local.oid_to_path(entry["md5"])), entry["md5"]
 
 
 def repair_outputs() -> list[str]:
     """Remove damaged files from the cache and have DVC look again at those in the working tree; return lines."""
     done = []
     try:
-        files = list(outputs())
+        with Repo() as repo:
+            files, cache = list(outputs(repo)), Path(repo.cache.local.path)
+            names = {kept: str(path.relative_to(Path.cwd())) for path, kept, _ in files}
+            for path, _, md5 in files:
+                if is_damaged(path, md5):
+                    path.touch()  # no line: it may be of another commit, which DVC knows how to handle
+            # The run cache restores results of earlier parameters too, which dvc.lock does not name. A cache elsewhere
+            # may be many projects': there only what is named is looked at.
+            for kept in sorted(cache.glob("??/*")) if cache.is_relative_to(Path.cwd()) else names:
+                if kept.suffix != ".tmp" and is_damaged(kept, (kept.parent.name + kept.name).removesuffix(".dir")):
+                    kept.unlink()
+                    done.append(f"repair: removed the damaged copy of {names.get(kept, kept.name)} from DVC's cache")
+                    if kept.suffix == ".dir":
+                        repo.drop_data_index()  # where DVC remembers what it has read in it
     except DvcException:  # a fault in dvc.yaml or the configuration: dvc repro, which comes next, names it
         return []
-    for path, kept, md5 in files:
-        shown = path.relative_to(Path.cwd())
-        if is_damaged(path, md5):
-            path.touch()  # no line: it may be of another commit, which DVC knows how to handle
-        if is_damaged(kept, md5):
-            kept.unlink()
-            done.append(f"repair: removed the damaged copy of {shown} from DVC's cache")
+    except (KeyError, RuntimeError) as error:  # from the search for the user's name and home
+        raise UserError(f"expected a user with a home directory, found none ({error}): set HOME and USER") from None
     return done
 
 
