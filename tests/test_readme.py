@@ -1,4 +1,4 @@
-"""The README: its numbers are the committed ones, its commands run, its table is that of params.yaml."""
+"""README and model card: their numbers are the committed ones, commands run, the table is that of params.yaml."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from stages import params
@@ -16,8 +17,21 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines()]
-# make repro and make test are run from nothing by test_make.py and by CI; verify has tests of its own.
-MAKE = {"make repro", "make test", "make repro EXTRAS=gpu", "make verify"}
+# make repro and make test are run from nothing by test_make.py and by CI; the others have tests of their own.
+MAKE = {
+    "make repro",
+    "make test",
+    "make compare REV=HEAD~1",
+    "make report REV=HEAD~1",
+    "make repro EXTRAS=gpu",
+    "make verify",
+}
+EVALUATED = json.loads((ROOT / "metrics/evaluate.json").read_text())
+PYTHON = {
+    name: block
+    for name in ("README.md", "docs/model-card.md")
+    for block in re.findall(r"^```python\n(.*?)^```$", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+}
 
 
 def test_every_make_command_is_a_target_of_the_makefile() -> None:
@@ -36,15 +50,42 @@ def test_every_other_command_runs_in_the_order_of_the_readme(pipeline: Any) -> N
     assert pipeline.changed() > {"params.yaml", "dvc.lock", "metrics/train.json", "metrics/evaluate.json"}
 
 
-def test_results_are_those_of_the_committed_metrics() -> None:
-    train, evaluate = (json.loads((ROOT / f"metrics/{name}.json").read_text()) for name in ("train", "evaluate"))
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("| ")]
-    table = {row[0].split(",")[0]: row[1:] for row in rows}
+def table(document: str) -> dict[str, list[str]]:
+    """The rows of all tables, without the alignment, by the first cell up to a comma."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in document.splitlines() if line.startswith("| ")]
+    return {row[0].split(",")[0]: row[1:] for row in rows}
 
-    assert table["training set"][0] == f"{train['train_loss']:.6f}"
-    for name, scalars in (("validation set", evaluate["validation"]), ("validation batch", evaluate["batch"])):
+
+def test_results_are_those_of_the_committed_metrics() -> None:
+    train, rows = json.loads((ROOT / "metrics/train.json").read_text()), table(README)
+
+    assert rows["training set"][0] == f"{train['train_loss']:.6f}"
+    for name, scalars in (("validation set", EVALUATED["validation"]), ("validation batch", EVALUATED["batch"])):
         interval = f"{scalars['accuracy_low']:.4f} to {scalars['accuracy_high']:.4f}"
-        assert table[name] == [f"{scalars['loss']:.6f}", f"{scalars['accuracy']:.4f}", interval]
+        assert rows[name] == [f"{scalars['loss']:.6f}", f"{scalars['accuracy']:.4f}", interval]
+
+
+def test_the_committed_run_stands_in_the_tables_of_experiments() -> None:
+    train, rows = json.loads((ROOT / "metrics/train.json").read_text()), table(README)
+    scalars = [train["train_loss"], EVALUATED["batch"]["accuracy"], EVALUATED["validation"]["accuracy"]]
+
+    for name in ("lr", "batch_size"):
+        (value,) = re.findall(rf"^  {name}: (\S+)", (ROOT / "params.yaml").read_text().split("train:")[1], re.M)[:1]
+        assert rows[value] == [f"{scalar:.4f}" for scalar in scalars]
+
+
+def test_the_model_card_has_the_committed_metrics_and_the_failures_of_each_class() -> None:
+    rows = table((ROOT / "docs/model-card.md").read_text())
+    for name, scalars in (("validation set", EVALUATED["validation"]), ("validation batch", EVALUATED["batch"])):
+        interval = f"{scalars['accuracy_low']:.4f} to {scalars['accuracy_high']:.4f}"
+        assert rows[name] == [f"{scalars['accuracy']:.4f}", interval, f"{scalars['loss']:.6f}"]
+
+    predictions = pd.read_csv(ROOT / "plots/confusion.csv")
+    for name, predicted in predictions.groupby("actual")["predicted"]:
+        wrong = predicted[predicted != name].value_counts()
+        accuracy, taken_for = rows[str(name)]
+        assert accuracy == f"{(predicted == name).mean():.3f}"
+        assert taken_for.removesuffix(" of 1000)").removesuffix(")") == f"{wrong.index[0]} ({wrong.iloc[0]}"
 
 
 def test_table_of_parameters_names_every_key_and_its_range() -> None:
@@ -62,8 +103,8 @@ def test_table_of_parameters_names_every_key_and_its_range() -> None:
                 assert f"to {entry.metadata['high']:g}" in line or f"to {entry.metadata['high']}" in line
 
 
-def test_the_model_in_three_lines_classifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = (block for kind, block in BLOCKS if kind == "python")
+@pytest.mark.parametrize("document", PYTHON)
+def test_the_model_in_three_lines_classifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: str) -> None:
     rng = np.random.default_rng(0)
     images, W, b = rng.integers(0, 256, (3, 32, 32), np.uint8), rng.standard_normal((1024, 10)), np.arange(10.0)
     (tmp_path / "data/resized").mkdir(parents=True)
@@ -71,7 +112,7 @@ def test_the_model_in_three_lines_classifies(tmp_path: Path, monkeypatch: pytest
     np.savez(tmp_path / "data/resized/validation.npz", images=images)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(block, names)  # noqa: S102 - the README's own lines
+    exec(PYTHON[document], names)  # noqa: S102 - the document's own lines
     names["model"].close()
     names["data"].close()
 

@@ -1,6 +1,7 @@
 """Results shared through a remote: an SSH server on the loopback interface, keys and host keys included."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 import asyncssh
 import pytest
 from conftest import Repository
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+(COMMANDS,) = re.findall(r"^## Sharing results\n\n```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ADD, PUSH, PULL = (line.split()[1:] for line in COMMANDS.splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +55,16 @@ def pushed(
     """A clone with the remote that the README describes; two runs were made in it and pushed with their run cache."""
     port, key, _ = server
     first = reproduced.clone(tmp_path_factory.mktemp("remote") / "first")
-    first.dvc("remote", "add", "--default", "team", f"ssh://tester@127.0.0.1:{port}/dvc")
+    *add, address = ADD
+    assert address == "ssh://you@server/path"
+    first.dvc(*add, f"ssh://tester@127.0.0.1:{port}/dvc")
     first.dvc("remote", "modify", "--local", "team", "keyfile", str(key))
     first.set_parameter("train.lr", 0.2)
     first.repro()
     first.set_parameter("train.lr", 0.1)
     first.repro()
     first.commit("Add the team's remote")
-    first.dvc("push", "--run-cache")
+    first.dvc(*PUSH)
     return first
 
 
@@ -79,7 +86,7 @@ def test_what_was_pushed_is_on_the_server_under_the_hashes_of_the_lock(
 
 
 def test_a_second_clone_pulls_and_repro_runs_nothing(pushed: Repository, second: Repository) -> None:
-    second.dvc("pull", "--run-cache")
+    second.dvc(*PULL)
 
     assert second.dvc("status") == "Data and pipelines are up to date.\n"
     assert second.repro().ran == []
@@ -89,7 +96,7 @@ def test_a_second_clone_pulls_and_repro_runs_nothing(pushed: Repository, second:
 
 
 def test_going_back_in_the_second_clone_reruns_the_stages_whose_results_are_in_git(second: Repository) -> None:
-    second.dvc("pull", "--run-cache")
+    second.dvc(*PULL)
     second.set_parameter("train.lr", 0.2)
 
     assert second.repro().ran == ["train", "evaluate", "render"]
