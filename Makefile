@@ -3,13 +3,13 @@
 # make compare  REV=main: is the difference to that revision real?
 # make report   report.html: all results on one page; REV=main: and what changed since
 # make verify   the same model in every way this machine can train it; EPOCHS=1 for a quick look
-# make kills    stages and dvc killed at random moments; KILLS=10 for a quick look
+# make reliability  stages and dvc killed at random moments, bad inputs counted; KILLS=10 for a quick look
 #
 # Each makes .venv first if it is missing or older than its lock file. EXTRAS=gpu makes it with the CUDA libraries, once;
 # it is kept until .venv is removed.
 
 .DELETE_ON_ERROR:
-.PHONY: repro test compare report verify kills lint lock
+.PHONY: repro test compare report verify reliability lint lock
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(filter-out gpu,$(EXTRAS)),)
@@ -42,8 +42,9 @@ verify: $(ENVIRONMENT)
 	dvc repro --quiet resize
 	python -m tools.verify $(EPOCHS:%=--epochs %)
 
-kills: $(ENVIRONMENT)
+reliability: $(ENVIRONMENT)
 	python -m tools.kills $(KILLS:%=--kills %)
+	python -m tools.reliability
 
 lint: $(ENVIRONMENT)
 	ruff format --check .

@@ -6,8 +6,8 @@ Fixtures for all tests:
                   interpreter of the tests as ``python``, as DVC needs it
     source        the repository under test: to be read and cloned, never changed
     pipeline      a repository with the files of the working tree but 600 + 300 synthetic images and parameters of
-                  its own, in which ``dvc repro`` has run once and is committed; every test gets it as committed
-    reproduced    the same for fixtures, which have to return to its tag ``start`` themselves
+                  its own, in which ``dvc repro`` has run once and is committed; every test gets its own
+    reproduced    the one that it is a copy of: to be copied and cloned, never changed
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +116,10 @@ class Repository:
         self.git("clone", "--quiet", "--no-local", ".", str(root))
         return Repository(root, self.environment)
 
+    def copy(self, root: Path) -> "Repository":
+        """Copy all of it, data and DVC's cache too."""
+        return replace(self, root=shutil.copytree(self.root, root, symlinks=True))
+
     def append(self, path: str, line: str) -> None:
         with (self.root / path).open("a") as file:
             file.write(f"{line}\n")
@@ -185,12 +189,11 @@ def reproduced(source: Repository, tmp_path_factory: pytest.TempPathFactory) -> 
     small.git("init", "--quiet")
     small.repro()
     small.commit("Reproduce the pipeline on a small data set")
-    small.git("tag", "start")
     return small
 
 
 @pytest.fixture
-def pipeline(reproduced: Repository) -> Iterator[Repository]:
-    yield reproduced
-    reproduced.git("reset", "--quiet", "--hard", "start")
-    reproduced.git("clean", "--quiet", "--force", "-d")
+def pipeline(reproduced: Repository, tmp_path: Path) -> Iterator[Repository]:
+    copy = reproduced.copy(tmp_path / "pipeline")
+    yield copy
+    shutil.rmtree(copy.root)  # pytest keeps the folders of its last runs

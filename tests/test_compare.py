@@ -466,6 +466,7 @@ def test_the_pipeline_s_revisions_are_compared_as_its_metrics_have_them(
     monkeypatch.chdir(pipeline.root)
     for name, value in pipeline.environment.items():
         monkeypatch.setenv(name, value)
+    pipeline.git("tag", "start")
     pipeline.dvc("exp", "run", "--quiet", "--name", "fast", "--set-param", "train.lr=0.002")
     pipeline.commit("Learn slowly")
     try:

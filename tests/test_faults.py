@@ -73,7 +73,7 @@ def another_user(number: int) -> tuple[str, ...]:
 @pytest.fixture
 def copy(pipeline: Repository, tmp_path: Path) -> Place:
     """The small pipeline with a cache of its own."""
-    return Place(shutil.copytree(pipeline.root, tmp_path / "copy"), pipeline.environment)
+    return Place(pipeline.copy(tmp_path / "copy").root, pipeline.environment)
 
 
 # No room.

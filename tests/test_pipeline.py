@@ -260,17 +260,19 @@ CHANGES = {"resize.height": (32, 30), "train.lr": (0.1, 0.05), "evaluate.batch_i
 @pytest.fixture(scope="module")
 def change(reproduced, tmp_path_factory):
     """Every stage changed and committed, a clone of that, and the changes undone."""
-    reproduced.append("stages/download.py", "# Another comment.")
+    folder = tmp_path_factory.mktemp("change")
+    changed = reproduced.copy(folder / "changed")
+    changed.append("stages/download.py", "# Another comment.")
     for name, (_, new) in CHANGES.items():
-        reproduced.set_parameter(name, new)
-    there = reproduced.repro()
-    metrics = json.loads(reproduced.dvc("metrics", "diff", "--json"))
-    reproduced.commit("Change every stage")
-    clone = reproduced.clone(tmp_path_factory.mktemp("change") / "clone")
-    reproduced.git("reset", "--quiet", "start")
-    reproduced.git("restore", "params.yaml", "stages/download.py")
-    back = reproduced.repro()
-    return SimpleNamespace(there=there, metrics=metrics, clone=clone, back=back, left=reproduced.changed())
+        changed.set_parameter(name, new)
+    there = changed.repro()
+    metrics = json.loads(changed.dvc("metrics", "diff", "--json"))
+    changed.commit("Change every stage")
+    clone = changed.clone(folder / "clone")
+    changed.git("reset", "--quiet", "HEAD~1")
+    changed.git("restore", "params.yaml", "stages/download.py")
+    back = changed.repro()
+    return SimpleNamespace(there=there, metrics=metrics, clone=clone, back=back, left=changed.changed())
 
 
 def test_the_run_cache_restores_every_stage_when_all_changes_are_undone(change):

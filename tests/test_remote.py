@@ -54,7 +54,7 @@ def pushed(
 ) -> Repository:
     """A clone with the remote that the README describes; two runs were made in it and pushed with their run cache."""
     port, key, _ = server
-    first = reproduced.clone(tmp_path_factory.mktemp("remote") / "first")
+    first = reproduced.copy(tmp_path_factory.mktemp("remote") / "first")
     *add, address = ADD
     assert address == "ssh://you@server/path"
     first.dvc(*add, f"ssh://tester@127.0.0.1:{port}/dvc")

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +142,7 @@ def files(root: Path) -> dict[str, tuple[bytes, int]]:
 @pytest.fixture
 def copy(pipeline: Any, tmp_path: Path) -> Any:
     """The small pipeline with a cache of its own."""
-    return replace(pipeline, root=shutil.copytree(pipeline.root, tmp_path / "copy"))
+    return pipeline.copy(tmp_path / "copy")
 
 
 @pytest.mark.fault("two at once")

@@ -78,13 +78,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(reproduced: Repository) -> SimpleNamespace:
+def made(reproduced: Repository, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The page of the small pipeline, and its repository."""
-    reproduced.run("python", "-m", "tools.report", "--output", "made.html")
-    path = reproduced.root / "made.html"
+    copy = reproduced.copy(tmp_path_factory.mktemp("report") / "copy")
+    copy.run("python", "-m", "tools.report", "--output", "made.html")
+    path = copy.root / "made.html"
     content = path.read_bytes()
     path.unlink()
-    return SimpleNamespace(content=content, page=Page(content), repository=reproduced, root=reproduced.root)
+    return SimpleNamespace(content=content, page=Page(content), repository=copy, root=copy.root)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ class Runner:
 @pytest.fixture(scope="module")
 def committed(reproduced: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A repository with a second commit, in which another learning rate was tried."""
-    change = reproduced.clone(tmp_path_factory.mktemp("workflow") / "committed")
+    change = reproduced.copy(tmp_path_factory.mktemp("workflow") / "committed")
     change.set_parameter("train.lr", 0.2)
     change.repro()
     change.commit("Raise the learning rate")
