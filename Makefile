@@ -3,13 +3,14 @@
 # make compare  REV=main: is the difference to that revision real?
 # make report   report.html: all results on one page; REV=main: and what changed since
 # make verify   the same model in every way this machine can train it; EPOCHS=1 for a quick look
+# make bench    how fast, beside what one would use instead; RUNS=1 for a quick look, PARTS="fit floor" for some
 # make reliability  stages and dvc killed at random moments, bad inputs counted; KILLS=10 for a quick look
 #
 # Each makes .venv first if it is missing or older than its lock file. EXTRAS=gpu makes it with the CUDA libraries, once;
 # it is kept until .venv is removed.
 
 .DELETE_ON_ERROR:
-.PHONY: repro test compare report verify reliability lint lock
+.PHONY: repro test compare report verify bench reliability lint lock
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(filter-out gpu,$(EXTRAS)),)
@@ -41,6 +42,11 @@ verify: $(ENVIRONMENT)
 	@python -m tools.repair
 	dvc repro --quiet resize
 	python -m tools.verify $(EPOCHS:%=--epochs %)
+
+bench: $(ENVIRONMENT)
+	@python -m tools.repair
+	dvc repro --quiet resize
+	python -m tools.bench $(RUNS:%=--runs %) $(PARTS)
 
 reliability: $(ENVIRONMENT)
 	python -m tools.kills $(KILLS:%=--kills %)

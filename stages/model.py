@@ -120,26 +120,31 @@ class SoftmaxRegressionScratch(Classifier):
         self.optimizer.apply_gradients(tape.gradient(loss, self.parameters()), self.parameters())
         return tf.reduce_sum(exact_losses(y_hat, y))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)  # nothing to convert, which would take longer than to compile
     def fit_epoch(self, X: Any, y: Any, order: Any) -> tuple[Any, Any]:
         """Take one step for each minibatch of ``order``: the loop is inside the compiled program."""
-        loss, largest = tf.zeros((), tf.float64), tf.zeros((), tf.float64)
-        short = len(order) % self.batch_size
-        if short < len(order):  # XLA cannot compile a loop over no minibatches
-            for indices in tf.reshape(order[: len(order) - short], (-1, self.batch_size)):
-                loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
-                largest = tf.maximum(largest, self.largest_parameter())
-        if short:
-            indices = order[len(order) - short :]
+
+        def step(indices: Any, loss: Any, largest: Any) -> tuple[Any, Any]:
             loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices))
-            largest = tf.maximum(largest, self.largest_parameter())
+            return loss, tf.maximum(largest, self.largest_parameter())
+
+        full, short = divmod(order.shape[0], self.batch_size)
+        minibatches = tf.reshape(order[: order.shape[0] - short], (full, self.batch_size))
+        state = tf.zeros((), tf.float64), tf.zeros((), tf.float64)
+        if full:  # XLA cannot compile a loop over no minibatches
+            _, *state = tf.while_loop(
+                lambda i, *_: i < full, lambda i, *state: (i + 1, *step(minibatches[i], *state)), (0, *state)
+            )
+        if short:
+            state = step(order[order.shape[0] - short :], *state)
+        loss, largest = state
         return loss, largest
 
     def largest_parameter(self) -> Any:
         """Return the largest magnitude of W and b, a scalar; NaN if one is."""
         return tf.maximum(tf.reduce_max(tf.abs(self.W)), tf.reduce_max(tf.abs(self.b)))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Return the logits (n, num_outputs) and the loss of each example (n,)."""
         logits = self.logits(X)
