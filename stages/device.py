@@ -1,7 +1,9 @@
 """Which framework on which device: the choice of ``runtime`` in params.yaml, made before a framework starts.
 
 It can change the time a run takes, never its bytes. ``auto`` takes a GPU that can do float64, else the CPU, and says
-which; ``gpu`` without one is an error, never a silent CPU run; ``cpu`` leaves the GPUs alone.
+which; ``gpu`` without one is an error, never a silent CPU run; ``cpu`` leaves the GPUs alone. JAX can share each
+minibatch among several: that many GPUs, or that many parts of the CPU, of this process and of the others that
+``processes.py`` has joined. They are JAX's mesh; without one, as on a single device, nothing is shared.
 """
 
 import ctypes
@@ -17,23 +19,24 @@ from typing import Any
 from stages.command import UserError
 
 
-def load_model(framework: str, device: str) -> ModuleType:
-    """Start a framework on a device and print the choice.
+def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleType:
+    """Start a framework on a device, or on several, and print the choice.
 
     Args:
         framework: ``tensorflow`` or ``jax``.
         device: ``auto``, ``cpu`` or ``gpu``.
+        devices: How many of them in this process, or ``all``: every GPU, or the CPU as one.
 
     Returns:
         The model's module, ``stages.model`` or ``stages.model_jax``.
 
     Raises:
-        UserError: The framework is not installed, or ``gpu`` was asked for and none can be used.
+        UserError: The framework is not installed, or there are fewer devices than were asked for.
     """
     start, model = FRAMEWORKS[framework]
     try:
         with start_up_noise_held_back():
-            place = start(device)
+            place = start(device, devices)
             module = importlib.import_module(model)
     except ModuleNotFoundError as error:
         raise UserError(
@@ -44,7 +47,7 @@ def load_model(framework: str, device: str) -> ModuleType:
     return module
 
 
-def start_tensorflow(device: str) -> str:
+def start_tensorflow(device: str, devices: int | str) -> str:
     """Start TensorFlow and say on what."""
     # TensorFlow imports Keras unless told to use its predecessor, which is not installed: two seconds for nothing.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -56,7 +59,14 @@ def start_tensorflow(device: str) -> str:
     details = {gpu: tf.config.experimental.get_device_details(gpu) for gpu in found}
     # NVIDIA's and AMD's can do float64; a pluggable one, such as Apple's, cannot.
     usable = [gpu for gpu in found if "compute_capability" in details[gpu] or tf.test.is_built_with_rocm()]
-    gpu = choose(device, usable, [details[gpu].get("device_name", gpu.name) for gpu in found])
+    gpus = choose(device, devices, usable, [details[gpu].get("device_name", gpu.name) for gpu in found])
+    if len(gpus) > 1 or devices not in (1, "all"):
+        # tf.distribute wants its loop over minibatches outside of what XLA compiles.
+        raise UserError(
+            f"runtime.devices: expected 1 with tensorflow, which cannot share a compiled epoch, got {devices}: "
+            "set it to 1, or runtime.framework to jax"
+        )
+    gpu = gpus[0] if gpus else None
     tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
     if gpu:
         tf.config.experimental.set_memory_growth(gpu, True)  # memory as needed, so that others find some
@@ -64,39 +74,56 @@ def start_tensorflow(device: str) -> str:
     return f"GPU: {details[gpu].get('device_name', gpu.name)}" if gpu else cpu_and_why(device)
 
 
-def start_jax(device: str) -> str:
+def start_jax(device: str, devices: int | str) -> str:
     """Start JAX and say on what."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory as needed, so that others find some
     import jax
 
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    if devices not in (1, "all"):
+        jax.config.update("jax_num_cpu_devices", devices)
     # An NVIDIA or AMD backend is called "gpu", and both can do float64; any other accelerator goes by its own name.
-    accelerators = [accelerator for accelerator in jax.devices() if accelerator.platform != "cpu"]
+    accelerators = [accelerator for accelerator in jax.local_devices() if accelerator.platform != "cpu"]
     usable = [accelerator for accelerator in accelerators if accelerator.platform == "gpu"]
-    gpu = choose(device, usable, [accelerator.device_kind for accelerator in accelerators])
-    jax.config.update("jax_default_device", gpu or jax.devices("cpu")[0])
-    return f"GPU: {gpu.device_kind}" if gpu else cpu_and_why(device)
+    gpus = choose(device, devices, usable, [accelerator.device_kind for accelerator in accelerators])
+    place, kind = (f"GPU: {gpus[0].device_kind}", "gpu") if gpus else (cpu_and_why(device), "cpu")
+    count = None if devices == "all" else devices
+    shares = [jax.local_devices(process, kind)[:count] for process in range(jax.process_count())]
+    jax.config.update("jax_default_device", shares[jax.process_index()][0])
+    mesh = [each for share in shares for each in share]
+    if len(mesh) == 1:
+        return place
+    jax.set_mesh(jax.sharding.Mesh(mesh, ("examples",)))
+    return f"{place}, {len(mesh)} devices" + (f" of {len(shares)} processes" if len(shares) > 1 else "")
 
 
 FRAMEWORKS = {"tensorflow": (start_tensorflow, "stages.model"), "jax": (start_jax, "stages.model_jax")}
 
 
-def choose(device: str, usable: Sequence[Any], found: Sequence[str]) -> Any:
-    """Return the GPU to use, or None for the CPU.
+def choose(device: str, devices: int | str, usable: Sequence[Any], found: Sequence[str]) -> Sequence[Any]:
+    """Return the GPUs to use, none for the CPU.
 
     Args:
         device: ``auto``, ``cpu`` or ``gpu``.
+        devices: How many, or ``all``.
         usable: The framework's handles of GPUs that can do float64.
         found: The names of all accelerators that the framework sees.
 
     Raises:
-        UserError: ``gpu`` was asked for and none is usable; the message says what was found.
+        UserError: ``gpu`` was asked for and none is usable, or fewer are than ``devices``; the message says what was
+            found.
     """
     if device == "gpu" and not usable:
         what = f"{', '.join(found)}, which cannot do float64" if found else missing_gpu()
         raise UserError(f"runtime.device: expected a GPU that can do float64, found {what}")
-    return usable[0] if usable and device != "cpu" else None
+    if device == "cpu" or not usable:
+        return []
+    count = len(usable) if devices == "all" else int(devices)
+    if count > len(usable):
+        gpus = f"{len(usable)} {'GPUs' if len(usable) > 1 else 'GPU'} that can do float64"
+        raise UserError(f"runtime.devices: expected up to {gpus}, got {devices}: lower it or set runtime.device to cpu")
+    return usable[:count]
 
 
 def missing_gpu() -> str:

@@ -81,7 +81,7 @@ def evaluate(
     num_inputs = images[0].size
     W, b = read_model(model_npz, num_inputs)
 
-    lesson = load_model(params.runtime.framework, params.runtime.device)
+    lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
     model = lesson.SoftmaxRegressionScratch(num_inputs, len(CLASS_NAMES), lr=0.0, sigma=0.0)  # takes no step
     model.load(W, b)
     predicted, losses = model.predict(data.validation)

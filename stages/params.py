@@ -25,9 +25,10 @@ def one_of(*names: str) -> Any:
     return field(metadata={"names": names, "expected": "one of " + ", ".join(names)})
 
 
-def whole(low: int, high: int) -> Any:
-    """Declare a field that takes a whole number from ``low`` to ``high``."""
-    return field(metadata={"low": low, "high": high, "expected": f"a whole number from {low} to {high}"})
+def whole(low: int, high: int, *names: str) -> Any:
+    """Declare a field that takes a whole number from ``low`` to ``high``, or one of ``names``."""
+    expected = ", or ".join([f"a whole number from {low} to {high}", *names])
+    return field(metadata={"low": low, "high": high, "names": names, "expected": expected})
 
 
 def real(low: float, high: float, *, zero: bool) -> Any:
@@ -42,6 +43,7 @@ class Runtime:
 
     framework: str = one_of("tensorflow", "jax")
     device: str = one_of("auto", "cpu", "gpu")
+    devices: int | str = whole(1, 1024, "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,14 +210,14 @@ def read_section(schema: Any, document: Any, section: str) -> Any:
 def checked_value(entry: Any, value: Any, section: str) -> Any:
     """Return ``value`` as the type of the field ``entry`` if it is in its range, else raise ``UserError``."""
     rule = entry.metadata
-    if "names" in rule:
-        valid = isinstance(value, str) and value in rule["names"]
+    if isinstance(value, str):
+        valid = value in rule.get("names", ())
     else:
-        numbers = (int,) if entry.type is int else (int, float)
-        valid = type(value) in numbers and rule["low"] <= value <= rule["high"]
+        numbers = (int, float) if entry.type is float else (int,)
+        valid = "low" in rule and type(value) in numbers and rule["low"] <= value <= rule["high"]
     if not valid:
         raise UserError(f"{section}.{entry.name}: expected {rule['expected']}, got {shown(value)}")
-    return entry.type(value)
+    return float(value) if entry.type is float else value
 
 
 def shown(value: Any, *, quoted: bool = True) -> str:

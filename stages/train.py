@@ -25,7 +25,7 @@ def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -
     hyper = params.train
     data = FashionMNIST(resized, hyper.batch_size, hyper.seed)
     num_inputs = data.train.images[0].size
-    lesson = load_model(params.runtime.framework, params.runtime.device)
+    lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
     model = lesson.SoftmaxRegressionScratch(
         num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
     )

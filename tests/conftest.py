@@ -32,6 +32,7 @@ FOREIGN = ("DVC_", "GIT_", "XDG_", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH")
 PARAMETERS = {
     "runtime.framework": "jax",  # starts in one second, TensorFlow in five
     "runtime.device": "auto",
+    "runtime.devices": 1,
     "resize.height": 32,
     "resize.width": 32,
     "train.seed": 0,

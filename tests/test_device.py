@@ -35,7 +35,8 @@ def jax_devices(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
 
     def see(*devices: Any) -> dict[str, Any]:
-        monkeypatch.setattr(jax, "devices", lambda kind=None: [d for d in devices if kind in (None, d.platform)])
+        local = lambda process=0, kind=None: [d for d in devices if kind in (None, d.platform)]  # noqa: E731
+        monkeypatch.setattr(jax, "local_devices", local)
         return settings
 
     return see
@@ -93,10 +94,24 @@ def test_driver_s_gpus_are_counted_without_a_framework(
 
 @pytest.mark.parametrize(
     ("wanted", "usable", "chosen"),
-    [("auto", ["a", "b"], "a"), ("auto", [], None), ("gpu", ["a"], "a"), ("cpu", ["a"], None), ("cpu", [], None)],
+    [("auto", "ab", "a"), ("auto", "", ""), ("gpu", "a", "a"), ("cpu", "a", ""), ("cpu", "", "")],
 )
-def test_first_usable_gpu_is_chosen_unless_the_cpu_is_asked_for(wanted: str, usable: list[str], chosen: str) -> None:
-    assert choose(wanted, usable, usable) == chosen
+def test_first_usable_gpu_is_chosen_unless_the_cpu_is_asked_for(wanted: str, usable: str, chosen: str) -> None:
+    assert list(choose(wanted, 1, list(usable), list(usable))) == list(chosen)
+
+
+@pytest.mark.parametrize(("devices", "chosen"), [(2, "ab"), (3, "abc"), ("all", "abc")])
+def test_as_many_gpus_are_chosen_as_are_asked_for(devices: int | str, chosen: str) -> None:
+    assert list(choose("auto", devices, list("abc"), list("abc"))) == list(chosen)
+
+
+@pytest.mark.parametrize(("usable", "gpus"), [("a", "1 GPU"), ("ab", "2 GPUs")])
+def test_more_devices_than_gpus_are_an_error_that_counts_them(usable: str, gpus: str) -> None:
+    with pytest.raises(UserError) as caught:
+        choose("auto", 3, list(usable), list(usable))
+    assert str(caught.value) == (
+        f"runtime.devices: expected up to {gpus} that can do float64, got 3: lower it or set runtime.device to cpu"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +129,7 @@ def test_a_gpu_that_cannot_be_had_is_an_error_that_says_what_was_found(
     driver(monkeypatch, gpus)
 
     with pytest.raises(UserError) as caught:
-        choose("gpu", [], found)
+        choose("gpu", 1, [], found)
     assert str(caught.value).startswith("runtime.device: expected a GPU that can do float64, ")
     assert message in str(caught.value)
 
@@ -122,7 +137,7 @@ def test_a_gpu_that_cannot_be_had_is_an_error_that_says_what_was_found(
 def test_jax_takes_a_gpu_and_says_which(jax_devices: Any) -> None:
     settings = jax_devices(H200, H200, CPU)
 
-    assert device.start_jax("auto") == "GPU: NVIDIA H200"
+    assert device.start_jax("auto", 1) == "GPU: NVIDIA H200"
     assert settings["jax_default_device"] is H200
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
 
@@ -131,17 +146,51 @@ def test_jax_does_not_take_an_accelerator_without_float64(jax_devices: Any, monk
     driver(monkeypatch, None)
     settings = jax_devices(TPU, CPU)
 
-    assert device.start_jax("auto") == "CPU"
+    assert device.start_jax("auto", 1) == "CPU"
     assert settings["jax_default_device"] is CPU
     with pytest.raises(UserError, match="found TPU v5, which cannot do float64"):
-        device.start_jax("gpu")
+        device.start_jax("gpu", 1)
 
 
 def test_jax_on_the_cpu_hides_the_gpus(jax_devices: Any) -> None:
     settings = jax_devices(CPU)
 
-    assert device.start_jax("cpu") == "CPU"
+    assert device.start_jax("cpu", 1) == "CPU"
     assert settings["jax_platforms"] == "cpu"
+
+
+@pytest.mark.parametrize(("devices", "count"), [(2, 2), ("all", 3)])
+def test_jax_shares_among_gpus_through_a_mesh(jax_devices: Any, devices: int | str, count: int) -> None:
+    import jax
+
+    gpus = [SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", id=i) for i in range(3)]
+    jax_devices(*gpus, CPU)
+    meshes: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.sharding, "Mesh", lambda devices, axes: (list(devices), axes))
+        patch.setattr(jax, "set_mesh", meshes.append)
+        assert device.start_jax("auto", devices) == f"GPU: NVIDIA H200, {count} devices"
+    assert meshes == [(gpus[:count], ("examples",))]
+
+
+def test_tensorflow_says_that_jax_shares(tensorflow_gpus: Any) -> None:
+    details = {"device_name": "NVIDIA H200", "compute_capability": (9, 0)}
+    tensorflow_gpus(details, details)
+
+    for wanted, devices in (("auto", 2), ("auto", "all"), ("cpu", 2)):
+        with pytest.raises(UserError) as caught:
+            device.start_tensorflow(wanted, devices)
+        assert str(caught.value) == (
+            f"runtime.devices: expected 1 with tensorflow, which cannot share a compiled epoch, got {devices}: "
+            "set it to 1, or runtime.framework to jax"
+        )
+
+
+def test_tensorflow_takes_all_devices_where_that_is_one(tensorflow_gpus: Any) -> None:
+    tensorflow_gpus({"device_name": "NVIDIA H200", "compute_capability": (9, 0)})
+
+    assert device.start_tensorflow("auto", "all") == "GPU: NVIDIA H200"
+    assert device.start_tensorflow("cpu", "all") == "CPU"
 
 
 def test_auto_without_cuda_libraries_says_what_would_install_them(
@@ -150,14 +199,16 @@ def test_auto_without_cuda_libraries_says_what_would_install_them(
     driver(monkeypatch, 1)
     jax_devices(CPU)
 
-    assert device.start_jax("auto").startswith("CPU (found 1 on the NVIDIA driver but no CUDA libraries: `make repro")
+    assert device.start_jax("auto", 1).startswith(
+        "CPU (found 1 on the NVIDIA driver but no CUDA libraries: `make repro"
+    )
 
 
 def test_tensorflow_takes_a_gpu_with_memory_as_needed(tensorflow_gpus: Any) -> None:
     details = {"device_name": "NVIDIA H200", "compute_capability": (9, 0)}
     calls = tensorflow_gpus(details, details)
 
-    assert device.start_tensorflow("auto") == "GPU: NVIDIA H200"
+    assert device.start_tensorflow("auto", 1) == "GPU: NVIDIA H200"
     assert calls == {"visible": ["GPU:0"], "growth": ("GPU:0", True)}
 
 
@@ -165,21 +216,21 @@ def test_tensorflow_does_not_take_a_gpu_without_float64(tensorflow_gpus: Any, mo
     driver(monkeypatch, None)
     calls = tensorflow_gpus({"device_name": "METAL"})
 
-    assert device.start_tensorflow("auto") == "CPU"
+    assert device.start_tensorflow("auto", 1) == "CPU"
     assert calls == {"visible": []}
     with pytest.raises(UserError, match="found METAL, which cannot do float64"):
-        device.start_tensorflow("gpu")
+        device.start_tensorflow("gpu", 1)
 
 
 def test_tensorflow_on_the_cpu_hides_the_gpus(tensorflow_gpus: Any) -> None:
     calls = tensorflow_gpus({"device_name": "NVIDIA H200", "compute_capability": (9, 0)})
 
-    assert device.start_tensorflow("cpu") == "CPU"
+    assert device.start_tensorflow("cpu", 1) == "CPU"
     assert calls == {"visible": []}
 
 
 def test_a_missing_framework_is_one_line_that_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(wanted: str) -> str:
+    def start(wanted: str, devices: int | str) -> str:
         raise ModuleNotFoundError("No module named 'jax'", name="jax")
 
     monkeypatch.setitem(device.FRAMEWORKS, "jax", (start, "stages.model_jax"))
@@ -193,7 +244,8 @@ def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp
     script = (
         "import sys; from pathlib import Path; from stages import command, device; "
         "device.driver_gpus = lambda: None; device.ctypes = None; import jax; "
-        "jax.devices = lambda kind=None: []; command.run(lambda out: device.load_model('jax', 'gpu') and None)"
+        "jax.local_devices = lambda process=0, kind=None: []; "
+        "command.run(lambda out: device.load_model('jax', 'gpu') and None)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, "out"], capture_output=True, text=True, cwd=Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from stages.resize import resize
 PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
 SECTIONS = "runtime, resize, train, evaluate, render"
 DEFAULTS = {
-    "runtime": {"framework": "tensorflow", "device": "auto"},
+    "runtime": {"framework": "tensorflow", "device": "auto", "devices": 1},
     "resize": {"height": 32, "width": 32},
     "train": {"seed": 0, "epochs": 10, "batch_size": 256, "lr": 0.1, "sigma": 0.01},
     "evaluate": {"batch_size": 256, "batch_index": 0},
@@ -30,6 +30,7 @@ DEFAULTS = {
 }
 NAMES = {"runtime.framework": ("tensorflow", "jax"), "runtime.device": ("auto", "cpu", "gpu")}
 WHOLE = {
+    "runtime.devices": (1, 1024),
     "resize.height": (1, 128),
     "resize.width": (1, 128),
     "train.seed": (0, 2**32 - 1),
@@ -38,6 +39,8 @@ WHOLE = {
     "evaluate.batch_size": (1, 10_000),
     "render.columns": (1, 32),
 }
+ALL = {"runtime.devices": ", or all"}
+"""What a parameter that takes whole numbers takes besides."""
 REAL = {"train.lr": (5e-324, 1000.0), "train.sigma": (0.0, 1000.0)}
 BATCH_INDEX = "evaluate.batch_index"
 EPOCHS = "a whole number from 1 to 1000"
@@ -109,6 +112,10 @@ def test_every_value_arrives_unchanged_and_with_its_type(load):
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NAMES.items() for value in values])
 def test_each_name_on_the_list_is_accepted(load, name, value):
     assert value_of(load(document(name, value)), name) == value
+
+
+def test_all_devices_are_accepted(load):
+    assert load(document("runtime.devices", "all")).runtime.devices == "all"
 
 
 @pytest.mark.parametrize(("name", "bounds"), (WHOLE | REAL).items())
@@ -223,6 +230,10 @@ def test_the_last_batch_is_accepted_and_the_next_refused(load, refusal, batch_si
         ("runtime.framework", "torch", "one of tensorflow, jax", "'torch'"),
         ("runtime.framework", "TensorFlow", "one of tensorflow, jax", "'TensorFlow'"),
         ("runtime.framework", "", "one of tensorflow, jax", "nothing"),
+        ("runtime.devices", "ALL", "a whole number from 1 to 1024, or all", "'ALL'"),
+        ("runtime.devices", "1.0", "a whole number from 1 to 1024, or all", "1.0"),
+        ("runtime.devices", "true", "a whole number from 1 to 1024, or all", "true"),
+        ("runtime.devices", "", "a whole number from 1 to 1024, or all", "nothing"),
         ("runtime.device", "on", "one of auto, cpu, gpu", "'on'"),
         ("runtime.device", "yes", "one of auto, cpu, gpu", "'yes'"),
         ("runtime.device", "true", "one of auto, cpu, gpu", "true"),
@@ -244,7 +255,10 @@ def test_a_bad_value_is_refused_with_its_key_what_is_expected_and_what_was_found
 def test_a_whole_number_beyond_either_bound_is_refused(refusal, name, bounds):
     low, high = bounds
     for value in (low - 1, high + 1):
-        assert refusal(document(name, value)) == f"{name}: expected a whole number from {low} to {high}, got {value}"
+        assert (
+            refusal(document(name, value))
+            == f"{name}: expected a whole number from {low} to {high}{ALL.get(name, '')}, got {value}"
+        )
 
 
 @pytest.mark.fault("parameters")
@@ -293,9 +307,9 @@ def test_a_whole_number_beyond_either_bound_is_refused(refusal, name, bounds):
         ("# é\n".encode("latin-1"), "expected UTF-8 text, got 0xe9 at byte 2"),
         ("train: {epochs: 10\n", "line 2: expected YAML, but expected ',' or '}', but got '<stream end>'"),
         ("a: b: c\n", "line 1: expected YAML, but mapping values are not allowed here"),
-        (document("train.epochs", "*ten"), "line 9: expected YAML, but found undefined alias 'ten'"),
-        (document("train.epochs", "&a [*a]"), "line 9: expected YAML, but found unconstructable recursive node"),
-        (document("train.epochs", "{? [a] : 1}"), "line 9: expected YAML, but a key is a collection"),
+        (document("train.epochs", "*ten"), "line 10: expected YAML, but found undefined alias 'ten'"),
+        (document("train.epochs", "&a [*a]"), "line 10: expected YAML, but found unconstructable recursive node"),
+        (document("train.epochs", "{? [a] : 1}"), "line 10: expected YAML, but a key is a collection"),
     ],
     ids=lambda content: repr(content)[-40:],
 )  # fmt: skip
@@ -336,7 +350,7 @@ def test_what_is_not_one_yaml_document_is_refused_as_such(refusal, content):
 )  # fmt: skip
 def test_a_value_that_cannot_be_built_is_refused_with_its_line_or_key(refusal, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert re.match(r"line 9: expected |train\.epochs: expected ", refusal(document("train.epochs", text)))
+    assert re.match(r"line 10: expected |train\.epochs: expected ", refusal(document("train.epochs", text)))
     assert not list(tmp_path.iterdir())
 
 
@@ -378,6 +392,8 @@ def fits(name, value):
         return isinstance(value, str) and value in NAMES[name]
     if name in REAL:
         return type(value) in (int, float) and REAL[name][0] <= value <= REAL[name][1]
+    if name in ALL and value == "all":
+        return True
     low, high = WHOLE.get(name, (0, 9999))
     return type(value) is int and low <= value <= high
 
@@ -385,6 +401,7 @@ def fits(name, value):
 FITTING = (
     {name: st.sampled_from(values) for name, values in NAMES.items()}
     | {name: st.integers(*bounds) for name, bounds in WHOLE.items()}
+    | {"runtime.devices": st.one_of(st.just("all"), st.integers(1, 1024))}
     | {name: st.floats(*bounds) for name, bounds in REAL.items()}
 )
 ANYTHING = st.one_of(

@@ -168,6 +168,7 @@ AFTER_A_COMMENT = [
 AFTER_ANOTHER_RUNTIME = [  # which changes no result
     ("runtime.framework", "tensorflow", "train evaluate"),
     ("runtime.device", "cpu", "train evaluate"),
+    ("runtime.devices", 3, "train evaluate"),
 ]
 AFTER_ANOTHER_VALUE = [  # of a parameter that changes results, so that what depends on them runs too
     ("resize.height", 31, "resize train evaluate render"),

@@ -43,6 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Row("jax"),
         Row("jax", threads="1"),
         Row("jax", instruction_set="SSE4.2"),
+        Row("jax", devices="3"),
     ],
     ids=" ".join,
 )
@@ -52,18 +53,21 @@ def test_a_row_gives_the_oracle_s_bits_whatever_its_threads_and_instructions(fol
     expected = oracle.train(IMAGES, LABELS, seed=0, epochs=2, batch_size=256, lr=0.1, sigma=0.01)
     assert result["sha256"] == verify.digest(expected.W, expected.b)
     assert result["failed"] == []
-    assert result["place"] == "CPU"
+    assert result["place"] == ("CPU" if row.devices == "1" else f"CPU, {row.devices} devices")
 
 
-def test_each_implementation_has_rows_for_threads_and_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_implementation_has_rows_for_threads_instruction_sets_and_numbers_of_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verify, "cpuinfo", lambda name: "sse4_2 avx2")
     monkeypatch.setattr(verify, "driver_gpus", lambda: None)
 
     assert [row[2:] for row in verify.rows() if row.implementation == "jax"] == [
-        ("all", "best"),
-        ("1", "best"),
-        ("all", "SSE4.2"),
-        ("all", "AVX2"),
+        ("all", "best", "1"),
+        ("1", "best", "1"),
+        ("all", "SSE4.2", "1"),
+        ("all", "AVX2", "1"),
+        *(("all", "best", count) for count in "2348"),
     ]
     assert {row.implementation for row in verify.rows()} == set(verify.IMPLEMENTATIONS)
     assert {row.device for row in verify.rows()} == {"cpu"}
@@ -74,6 +78,12 @@ def test_gpu_rows_appear_where_the_driver_sees_a_gpu(monkeypatch: pytest.MonkeyP
 
     gpu_rows = [row.implementation for row in verify.rows() if row.device == "gpu"]
     assert gpu_rows == ["tensorflow-graph", "tensorflow-xla", "jax"]
+
+
+def test_all_gpus_together_have_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "driver_gpus", lambda: 4)
+
+    assert list(verify.rows())[-1] == Row("jax", device="gpu", devices="4")
 
 
 def verdict(monkeypatch: pytest.MonkeyPatch, *results: dict[str, Any], arguments: tuple[str, ...] = ()) -> Any:

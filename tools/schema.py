@@ -33,11 +33,13 @@ def comments(text: str) -> dict[str, str]:
 def value_schema(entry: Any) -> dict[str, Any]:
     """Return the JSON Schema of a field of one of the sections."""
     rule = entry.metadata
-    if "names" in rule:
-        return {"enum": list(rule["names"])}
+    names = {"enum": list(rule.get("names", ()))}
+    if "low" not in rule:
+        return names
     above_zero = rule["low"] == math.nextafter(0, 1)
     lowest = {"exclusiveMinimum": 0} if above_zero else {"minimum": rule["low"]}
-    return {"type": "integer" if entry.type is int else "number", **lowest, "maximum": rule["high"]}
+    numbers = {"type": "number" if entry.type is float else "integer", **lowest, "maximum": rule["high"]}
+    return {"anyOf": [numbers, names]} if rule.get("names") else numbers
 
 
 def mapping(properties: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Check the promise on this machine: every implementation, device, thread count and instruction set, one model.
+"""Check the promise on this machine: every implementation, device, number of them, of threads, and instruction set.
 
     make verify            # trains the committed parameters in every way that this machine can
     make verify EPOCHS=1   # a quick look
@@ -70,12 +70,13 @@ CPU_FLAGS = {"SSE4.2": "sse4_2", "AVX2": "avx2", "AVX-512": "avx512dq"}
 
 
 class Row(NamedTuple):
-    """One way to train: implementation, device (cpu or gpu), threads (1 or all), instruction set (or the best)."""
+    """One way to train: implementation, device (cpu or gpu), threads (1 or all), instruction set (or best), devices."""
 
     implementation: str
     device: str = "cpu"
     threads: str = "all"
     instruction_set: str = "best"
+    devices: str = "1"
 
 
 class Operations(NamedTuple):
@@ -96,10 +97,14 @@ def rows() -> Iterator[Row]:
         for name, flag in CPU_FLAGS.items():
             if flag in flags:
                 yield Row(implementation, instruction_set=name)
-    if driver_gpus():
+    for count in (2, 3, 4, 8):  # parts of the CPU that share each minibatch
+        yield Row("jax", devices=str(count))
+    if gpus := driver_gpus():
         for implementation in IMPLEMENTATIONS:
             if implementation != "numpy":
                 yield Row(implementation, device="gpu")
+        if gpus > 1:
+            yield Row("jax", device="gpu", devices=str(gpus))
 
 
 def environment(row: Row) -> dict[str, str]:
@@ -211,7 +216,7 @@ def work(row: Row, hyper: Train) -> dict[str, Any]:
         place = "CPU"
     else:
         start_framework, module = FRAMEWORKS[row.implementation.split("-")[0]]
-        place = start_framework(row.device)
+        place = start_framework(row.device, int(row.devices))
         lesson = importlib.import_module(module)
         failed = failed_assumptions(operations(row.implementation))
         model = lesson.SoftmaxRegressionScratch(
