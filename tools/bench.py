@@ -177,7 +177,7 @@ def minibatch_loop(compiled: bool, task: Task) -> Fit:
     """
     from stages.device import start_tensorflow
 
-    start_tensorflow(task.device)
+    start_tensorflow(task.device, 1)
     import tensorflow as tf
 
     hyper, n, q = task.hyper, len(task.labels), len(CLASS_NAMES)
@@ -223,7 +223,7 @@ def keras_fit(task: Task) -> Fit:
     from stages.device import start_tensorflow
 
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    start_tensorflow(task.device)
+    start_tensorflow(task.device, 1)
     keras, hyper = importlib.import_module("keras"), task.hyper
     dense = keras.layers.Dense(
         len(CLASS_NAMES), kernel_initializer=keras.initializers.RandomNormal(stddev=hyper.sigma, seed=hyper.seed)
