@@ -162,6 +162,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "DVC_SYSTEM_CONFIG_DIR": str(home),
         "DVC_SITE_CACHE_DIR": str(home),
         "DVC_NO_ANALYTICS": "1",
+        # Hundreds of runs compile the same few programs.
+        "JAX_COMPILATION_CACHE_DIR": str(home / "jax"),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
 
