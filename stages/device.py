@@ -12,11 +12,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 from stages.command import UserError
+from stages.processes import started
 
 
 def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleType:
@@ -35,7 +36,7 @@ def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleTyp
     """
     start, model = FRAMEWORKS[framework]
     try:
-        with start_up_noise_held_back():
+        with start_up_noise_held_back() if started()[1] == 1 else nullcontext():  # else it is relayed
             place = start(device, devices)
             module = importlib.import_module(model)
     except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ from stages.device import load_model
 from stages.files import csv_bytes, json_bytes, npz_bytes, publish
 from stages.idx import CLASS_NAMES
 from stages.params import load_params
+from stages.processes import check_same_start, is_first, joined
 from stages.scaffold import Epoch, Trainer
 
 
@@ -25,21 +26,24 @@ def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -
     hyper = params.train
     data = FashionMNIST(resized, hyper.batch_size, hyper.seed)
     num_inputs = data.train.images[0].size
-    lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
-    model = lesson.SoftmaxRegressionScratch(
-        num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
-    )
-    history = Trainer(hyper.epochs).fit(model, data)
-    W, b = (np.asarray(parameter) for parameter in model.parameters())
+    with joined(params.runtime.framework):
+        lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
+        check_same_start(*data.train, *data.validation)
+        model = lesson.SoftmaxRegressionScratch(
+            num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
+        )
+        history = Trainer(hyper.epochs).fit(model, data)
+        W, b = (np.asarray(parameter) for parameter in model.parameters())
     final = history[-1]._asdict()
     del final["epoch"]
-    publish(
-        {
-            model_npz: npz_bytes(W=W, b=b),
-            train_json: json_bytes(final),
-            history_csv: csv_bytes(Epoch._fields, history),
-        }
-    )
+    if is_first():
+        publish(
+            {
+                model_npz: npz_bytes(W=W, b=b),
+                train_json: json_bytes(final),
+                history_csv: csv_bytes(Epoch._fields, history),
+            }
+        )
 
 
 if __name__ == "__main__":

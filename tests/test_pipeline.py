@@ -160,6 +160,7 @@ AFTER_A_COMMENT = [
     ("model", "train evaluate"),
     ("model_jax", "train evaluate"),
     ("params", ALL),
+    ("processes", "train evaluate"),
     ("render", "render"),
     ("resize", "resize"),
     ("scaffold", "train evaluate"),

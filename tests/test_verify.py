@@ -44,6 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Row("jax", threads="1"),
         Row("jax", instruction_set="SSE4.2"),
         Row("jax", devices="3"),
+        Row("jax", processes="2"),
     ],
     ids=" ".join,
 )
@@ -53,7 +54,8 @@ def test_a_row_gives_the_oracle_s_bits_whatever_its_threads_and_instructions(fol
     expected = oracle.train(IMAGES, LABELS, seed=0, epochs=2, batch_size=256, lr=0.1, sigma=0.01)
     assert result["sha256"] == verify.digest(expected.W, expected.b)
     assert result["failed"] == []
-    assert result["place"] == ("CPU" if row.devices == "1" else f"CPU, {row.devices} devices")
+    shared = {"3": ", 3 devices"}.get(row.devices) or {"2": ", 2 devices of 2 processes"}.get(row.processes, "")
+    assert result["place"] == f"CPU{shared}"
 
 
 def test_each_implementation_has_rows_for_threads_instruction_sets_and_numbers_of_devices(
@@ -63,11 +65,12 @@ def test_each_implementation_has_rows_for_threads_instruction_sets_and_numbers_o
     monkeypatch.setattr(verify, "driver_gpus", lambda: None)
 
     assert [row[2:] for row in verify.rows() if row.implementation == "jax"] == [
-        ("all", "best", "1"),
-        ("1", "best", "1"),
-        ("all", "SSE4.2", "1"),
-        ("all", "AVX2", "1"),
-        *(("all", "best", count) for count in "2348"),
+        ("all", "best", "1", "1"),
+        ("1", "best", "1", "1"),
+        ("all", "SSE4.2", "1", "1"),
+        ("all", "AVX2", "1", "1"),
+        *(("all", "best", count, "1") for count in "2348"),
+        ("all", "best", "1", "2"),
     ]
     assert {row.implementation for row in verify.rows()} == set(verify.IMPLEMENTATIONS)
     assert {row.device for row in verify.rows()} == {"cpu"}

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from stages.device import FRAMEWORKS, driver_gpus
 from stages.files import npz_bytes
 from stages.idx import CLASS_NAMES
 from stages.params import Train, load_params
+from stages.processes import joined
 from tools import oracle
 
 RESIZED = Path("data/resized")
@@ -70,13 +72,14 @@ CPU_FLAGS = {"SSE4.2": "sse4_2", "AVX2": "avx2", "AVX-512": "avx512dq"}
 
 
 class Row(NamedTuple):
-    """One way to train: implementation, device (cpu or gpu), threads (1 or all), instruction set (or best), devices."""
+    """One way to train: on cpu or gpu, with 1 thread or all, and so many devices in each of so many processes."""
 
     implementation: str
     device: str = "cpu"
     threads: str = "all"
     instruction_set: str = "best"
     devices: str = "1"
+    processes: str = "1"
 
 
 class Operations(NamedTuple):
@@ -99,6 +102,7 @@ def rows() -> Iterator[Row]:
                 yield Row(implementation, instruction_set=name)
     for count in (2, 3, 4, 8):  # parts of the CPU that share each minibatch
         yield Row("jax", devices=str(count))
+    yield Row("jax", processes="2")
     if gpus := driver_gpus():
         for implementation in IMPLEMENTATIONS:
             if implementation != "numpy":
@@ -202,6 +206,14 @@ def compiled_program(model: Any, arguments: tuple[Any, ...]) -> str:
     return str(model_jax.fit_epoch.lower(model.state, *arguments, model.lr, model.batch_size).compile().as_text())
 
 
+def addresses(count: int) -> Iterator[dict[str, str]]:
+    """Yield what the environments of processes that train together say of each other."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    for process in range(count):
+        yield {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(process)}
+
+
 def work(row: Row, hyper: Train) -> dict[str, Any]:
     """Check the assumptions and train, in this process; return the model's hash and the times."""
     if row.threads == "1" and hasattr(os, "sched_setaffinity"):
@@ -265,13 +277,18 @@ def digest(W: Any, b: Any) -> str:
 
 
 def run(row: Row, epochs: int) -> dict[str, Any]:
-    """Run a row in a process of its own; if it ends with an error, the last line of that is under ``error``."""
+    """Run a row in processes of its own; if one ends with an error, the last line of that is under ``error``."""
     command = [sys.executable, "-m", "tools.verify", f"--epochs={epochs}", "--row", *row]
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment(row), capture_output=True, text=True)
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen(command, env=environment(row) | variables, **pipes)
+        for variables in addresses(int(row.processes))
+    ]
+    for process, (_, stderr) in zip(started, ended := [process.communicate() for process in started], strict=True):
+        if process.returncode:
+            return {"error": (stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]}
+    result: dict[str, Any] = json.loads(ended[0][0].splitlines()[-1])
     return result | {"wall": time.perf_counter() - start}
 
 
@@ -329,7 +346,8 @@ def main() -> None:
     hyper = replace(committed, epochs=arguments.epochs or committed.epochs)
     if arguments.row:
         try:
-            print(json.dumps(work(Row(*arguments.row), hyper)))
+            with joined(arguments.row[0].split("-")[0]):
+                print(json.dumps(work(Row(*arguments.row), hyper)))
         except UserError as error:
             print(json.dumps({"cannot": str(error)}))
         return
