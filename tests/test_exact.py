@@ -1,5 +1,8 @@
 """The grids, the assumptions behind them, and what happens when they are broken."""
 
+import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,3 +150,16 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
     assert np.array_equal(first, again)
     assert (first != other).any()
+
+
+def test_bits_of_the_table_of_sizes_are_those_of_the_grids() -> None:
+    text = (Path(__file__).parent.parent / "docs/reproducibility.md").read_text()
+    table = re.search(r"^\| examples n \|.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table
+    for line in table[1].splitlines():
+        n, m, d, pixel_bits, q, *found = (float(cell.strip(" *").replace(",", "")) for cell in line.split("|")[1:-1])
+        limit = 2 ** (53 - pixel_bits - exact.K_PARAMETERS) / (d * (1 - 2**-pixel_bits) + 1)
+        gradients = pixel_bits + exact.gradient_exponent(int(m))
+        exponentials = exact.K_EXP + math.log2(q)
+        losses = exact.K_LOSS + math.log2(-math.log(exact.SMALLEST_PROBABILITY) * n)
+        assert found == [round(limit, 1), gradients, round(exponentials, 1), round(losses, 1)]
