@@ -8,6 +8,7 @@ The JAX lesson clips the picked probability at 1e-12; here no probability is bel
 gradient.
 """
 
+import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -155,6 +156,11 @@ class SoftmaxRegressionScratch(Classifier):
         if mesh.empty:
             return jnp.asarray(array)
         return jax.make_array_from_callback(array.shape, jax.NamedSharding(mesh, jax.P()), array.__getitem__)
+
+    def room(self) -> int:
+        """Return half of a GPU's memory, in bytes; the other half is for computing. The CPU shares the host's."""
+        memory = self.state.W.addressable_shards[0].device.memory_stats()
+        return memory["bytes_limit"] // 2 if memory else sys.maxsize
 
     def parameters(self) -> list[Any]:
         """Return [W, b]."""

@@ -41,6 +41,7 @@ class DataModule(ABC):
 
     train: Split
     validation: Split
+    batch_size: int
 
     @abstractmethod
     def train_dataloader(self) -> NDArray[np.int32]:
@@ -60,6 +61,10 @@ class Module(ABC):
     @abstractmethod
     def to_device(self, array: NDArray[Any]) -> Any:
         """Copy an array to the device, where it stays."""
+
+    @abstractmethod
+    def room(self) -> int:
+        """Return how many bytes of a device's memory the examples may take; ``sys.maxsize`` for no limit."""
 
     @abstractmethod
     def parameters(self) -> list[Any]:
@@ -94,8 +99,14 @@ class Classifier(Module):
             logits: the first of equal ones, which frameworks do not promise. The losses are on a grid: sum them in
             any order.
         """
-        logits, losses = self.validation_step(self.to_device(split.images), self.to_device(split.labels))
-        return np.asarray(logits).argmax(axis=1), np.asarray(losses)
+        at_once = max(self.room() // (9 * split.images[0].size), 1)  # a uint8 and a float64 a pixel
+        predicted, losses = [], []
+        for start in range(0, len(split.labels), at_once):
+            images, labels = (array[start : start + at_once] for array in split)
+            logits, some = self.validation_step(self.to_device(images), self.to_device(labels))
+            predicted.append(np.asarray(logits).argmax(axis=1))
+            losses.append(np.asarray(some))
+        return np.concatenate(predicted), np.concatenate(losses)
 
     @staticmethod
     def accuracy(predicted: NDArray[np.intp], labels: NDArray[np.uint8]) -> float:
@@ -116,7 +127,12 @@ class Trainer:
             UserError: A parameter left the range in which the arithmetic is exact.
         """
         self.model, self.data = model, data
-        self.X, self.y = model.to_device(data.train.images), model.to_device(data.train.labels)
+        self.streamed = data.train.images.nbytes > model.room()
+        if self.streamed:
+            size, room = data.train.images.nbytes / 2**20, model.room() / 2**20
+            print(f"train: {size:.1f} MiB of images, {room:.1f} MiB of device: streamed from the host", flush=True)
+        else:
+            self.X, self.y = model.to_device(data.train.images), model.to_device(data.train.labels)
         history: list[Epoch] = []
         self.check_range(max(float(np.abs(np.asarray(p)).max()) for p in model.parameters()), "before the first epoch")
         width = shutil.get_terminal_size().columns  # a terminal that does not tell its own would get an empty line
@@ -131,12 +147,35 @@ class Trainer:
 
     def fit_epoch(self, epoch: int) -> Epoch:
         """Train for one epoch, then validate."""
-        order = self.model.to_device(self.data.train_dataloader())
-        loss, largest = self.model.fit_epoch(self.X, self.y, order)
+        order = self.data.train_dataloader()
+        if self.streamed:
+            loss, largest = self.fit_streamed(order)
+        else:
+            loss, largest = self.model.fit_epoch(self.X, self.y, self.model.to_device(order))
         self.check_range(float(largest), f"in epoch {epoch}")
         predicted, losses = self.model.predict(self.data.validation)
         accuracy = self.model.accuracy(predicted, self.data.validation.labels)
         return Epoch(epoch, float(loss) / len(self.data.train.labels), float(losses.sum()) / len(losses), accuracy)
+
+    def fit_streamed(self, order: NDArray[np.int32]) -> tuple[float, float]:
+        """Train for one epoch on examples that are in the host's memory, some minibatches after the others.
+
+        While the device works on some, the next are gathered and copied; so two shares of the epoch have to fit. The
+        sums are exact, whatever their shares.
+        """
+        minibatch = self.data.train.images[0].nbytes * self.data.batch_size
+        share = max(self.model.room() // (2 * minibatch), 1) * self.data.batch_size
+        ended, running = [(0.0, 0.0)], None
+        for start in range(0, len(order), share):
+            indices = order[start : start + share]
+            X, y = (self.model.to_device(array[indices]) for array in self.data.train)
+            if running:
+                ended.append((float(running[0]), float(running[1])))  # waits for the device
+            running = self.model.fit_epoch(X, y, self.model.to_device(np.arange(len(indices), dtype=np.int32)))
+        if running:
+            ended.append((float(running[0]), float(running[1])))
+        losses, largest = np.array(ended).T
+        return float(losses.sum()), float(largest.max())  # NaN if one is
 
     def check_range(self, largest: float, when: str) -> None:
         """Raise ``UserError`` if a parameter is too large for exact logits, or is not a number.

@@ -28,10 +28,10 @@ def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -
     num_inputs = data.train.images[0].size
     with joined(params.runtime.framework):
         lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
-        check_same_start(*data.train, *data.validation)
         model = lesson.SoftmaxRegressionScratch(
             num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
         )
+        check_same_start(*data.train, *data.validation, np.array(model.room()))
         history = Trainer(hyper.epochs).fit(model, data)
         W, b = (np.asarray(parameter) for parameter in model.parameters())
     final = history[-1]._asdict()

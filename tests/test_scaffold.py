@@ -15,7 +15,7 @@ FOUR = Split(np.zeros((4, 1, 1), np.uint8), np.array([0, 1, 1, 2], np.uint8))
 
 
 class Data(DataModule):
-    train, validation = TWO, FOUR
+    train, validation, batch_size = TWO, FOUR, 1
 
     def __init__(self) -> None:
         self.drawn = 0
@@ -37,6 +37,9 @@ class Scripted(Classifier):
 
     def to_device(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
+
+    def room(self) -> int:
+        return 10**6
 
     def parameters(self) -> list[Any]:
         return [self.W, self.b]
