@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,19 @@ DIGITS = 6
 
 
 def npz_bytes(**arrays: NDArray[Any]) -> bytes:
-    """Encode arrays as an uncompressed ``.npz``, whose members NumPy dates 1980: equal arrays give equal bytes."""
+    """Encode arrays as an uncompressed ``.npz`` whose members are dated 1980: equal arrays give equal bytes.
+
+    Not with ``np.savez``, which asks for ZIP64 fields that Python's patch releases write differently (python/cpython
+    gh-103861).
+    """
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # a name could be that of savez's own option
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            member = zipfile.ZipInfo(f"{name}.npy")
+            member.create_system = 3  # as on Unix, wherever it is written
+            archive.writestr(member, content.getvalue())
     return buffer.getvalue()
 
 

@@ -296,7 +296,7 @@ def test_fit_runs_each_contestant_in_a_process_of_its_own(
 
     committed = json.loads((small.root / "metrics/train.json").read_text())["validation_accuracy"]
     assert {row: round(columns["accuracy"], 6) for row, columns in measured.items()} == dict.fromkeys(names, committed)
-    assert all(columns["peak MB"] > 50 for columns in measured.values())
+    assert measured[TENSORFLOW]["peak MB"] > 2 * measured["NumPy oracle"]["peak MB"] > 0
 
 
 def test_floor_is_the_slowest_of_memory_cache_and_the_best_library_s_products(
