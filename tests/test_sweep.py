@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Repository
 
@@ -59,10 +61,15 @@ def test_the_commands_of_the_readme_queue_run_and_show_experiments_two_at_a_time
     assert values in seeds
     before = clone.outputs()
     clone.dvc(*seeds.replace(values, "train.seed=range(1,3)").split()[1:])
-    clone.dvc(*start.split()[1:])
-    while re.search("Queued|Running", clone.run(*status.split())):
-        time.sleep(0.5)
-    clone.dvc("queue", "stop")
+    try:
+        # The workers live on in the background, and would keep a pipe open.
+        subprocess.run(start.split(), cwd=clone.root, env=clone.environment, stdout=subprocess.DEVNULL, check=True)
+        while re.search("Queued|Running", clone.run(*status.split())):
+            time.sleep(0.5)
+    finally:
+        for process in psutil.process_iter(["cwd"]):
+            if process.info["cwd"] == str(clone.root):
+                process.kill()
 
     lines = clone.run(*show.split()).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| 0", "| 1", "| 2"]
