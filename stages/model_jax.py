@@ -26,7 +26,7 @@ snap = partial(exact.snap, jnp.round)
 
 
 class Parameters(NamedTuple):
-    """The state of training: W (num_inputs, num_outputs) and b (num_outputs,), float64."""
+    """The state of training: W (num_outputs, num_inputs), a row a class, and b (num_outputs,), float64."""
 
     W: jax.Array
     b: jax.Array
@@ -44,13 +44,13 @@ def laid_out(arrays: Any, *axes: str) -> Any:
 
 @jax.custom_vjp
 def softmax(X: jax.Array) -> jax.Array:
-    """Turn logits (n, q) into probabilities (n, q), float64: exponentiate, sum across the classes, divide.
+    """Turn logits (q, n) into probabilities (q, n), float64: exponentiate, sum across the classes, divide.
 
-    The row's maximum is subtracted first, so logits of +-1000 stay finite, and no probability is below 2^-24.
+    The column's maximum is subtracted first, so logits of +-1000 stay finite, and no probability is below 2^-24.
     """
-    X = snap(X - X.max(1, keepdims=True), exact.K_LOGITS)
+    X = snap(X - X.max(0), exact.K_LOGITS)
     X_exp = snap(jnp.exp(X), exact.K_EXP)
-    partition = X_exp.sum(1, keepdims=True)
+    partition = X_exp.sum(0)
     return jnp.maximum(snap(X_exp / partition, exact.K_PROBABILITIES), exact.SMALLEST_PROBABILITY)
 
 
@@ -62,7 +62,7 @@ def softmax_forward(X: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def softmax_backward(y_hat: jax.Array, d: jax.Array) -> tuple[jax.Array]:
     """The book's derivative, stated because differentiating through the rounded steps would not give it."""
-    return (y_hat * (d - (d * y_hat).sum(1, keepdims=True)),)
+    return (y_hat * (d - (d * y_hat).sum(0)),)
 
 
 softmax.defvjp(softmax_forward, softmax_backward)
@@ -78,13 +78,16 @@ exact_gradient.defvjp(lambda logits, k: (logits, None), lambda k, _, d: (snap(d,
 
 
 def picked(y_hat: jax.Array, y: jax.Array) -> jax.Array:
-    """Pick each example's probability of its label: (n, q), (n,) -> (n,)."""
-    return y_hat[jnp.arange(len(y)), y]
+    """Pick each example's probability of its label: (q, n), (n,) -> (n,)."""
+    return (jax.nn.one_hot(y, len(y_hat), dtype=y_hat.dtype, axis=0) * y_hat).sum(0)
 
 
-def cross_entropy(y_hat: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the mean over examples of -log of the picked probability, a scalar in nats, to be differentiated."""
-    return -jnp.log(picked(y_hat, y)).mean()
+def cross_entropy(y_hat: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the weighted mean over examples of -log of the picked probability, a scalar in nats, to be differentiated.
+
+    Weights (n,), float64, are 1, or 0 for what only fills up a minibatch.
+    """
+    return -(weights * jnp.log(picked(y_hat, y))).sum() / weights.sum()
 
 
 def exact_losses(y_hat: jax.Array, y: jax.Array) -> jax.Array:
@@ -93,15 +96,18 @@ def exact_losses(y_hat: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def compute_logits(parameters: Parameters, X: jax.Array) -> jax.Array:
-    """Map images uint8 (n, height, width) to logits (n, num_outputs), exact."""
+    """Map images uint8 (n, height, width) to logits (num_outputs, n), exact."""
     X = X.reshape(len(X), -1)  # (n, height, width) -> (n, num_inputs)
-    return X.astype(jnp.float64) / 256 @ parameters.W + parameters.b  # 1/256, a power of two, keeps pixels exact
+    X = X.astype(jnp.float64) / 256  # a power of two keeps pixels exact
+    return parameters.W @ X.T + parameters.b[:, jnp.newaxis]
 
 
-def training_loss(parameters: Parameters, X: jax.Array, y: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+def training_loss(
+    parameters: Parameters, X: jax.Array, y: jax.Array, weights: jax.Array, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
     """Return the loss to be differentiated and the one to be reported."""
     y_hat = softmax(exact_gradient(compute_logits(parameters, X), exact.gradient_exponent(batch_size)))
-    return cross_entropy(y_hat, y), exact_losses(y_hat, y).sum()
+    return cross_entropy(y_hat, y, weights), (weights * exact_losses(y_hat, y)).sum()
 
 
 def sgd(parameters: Parameters, gradients: Parameters, lr: jax.Array) -> Parameters:
@@ -114,28 +120,31 @@ def sgd(parameters: Parameters, gradients: Parameters, lr: jax.Array) -> Paramet
 def fit_epoch(
     parameters: Parameters, X: jax.Array, y: jax.Array, order: jax.Array, lr: jax.Array, batch_size: int
 ) -> tuple[Parameters, jax.Array, jax.Array]:
-    """Take one step for each minibatch of ``order``: the loop is inside the compiled program."""
+    """Take one step for each minibatch of ``order``: the loop is inside the compiled program.
 
-    def training_step(parameters: Parameters, indices: jax.Array) -> tuple[Parameters, tuple[jax.Array, jax.Array]]:
-        indices = laid_out(indices, "examples")
+    The last minibatch is filled up with the first example at weight 0: a step of another size would be compiled by
+    itself, which takes longer than to train for two epochs.
+    """
+
+    def training_step(
+        parameters: Parameters, minibatch: tuple[jax.Array, jax.Array]
+    ) -> tuple[Parameters, tuple[jax.Array, jax.Array]]:
+        indices, weights = laid_out(minibatch[0], "examples"), laid_out(minibatch[1])
         step = jax.value_and_grad(training_loss, has_aux=True)
-        (_, loss), gradients = step(parameters, X[indices], y[indices], batch_size)
+        (_, loss), gradients = step(parameters, X[indices], y[indices], weights, batch_size)
         parameters = sgd(parameters, gradients, lr)
         return parameters, (loss, jnp.maximum(*(jnp.abs(p).max() for p in parameters)))
 
-    short = len(order) % batch_size
-    minibatches = order[: len(order) - short].reshape(-1, batch_size)
-    parameters, (losses, largest) = jax.lax.scan(training_step, parameters, minibatches)
-    loss, peak = losses.sum(), largest.max(initial=0)
-    if short:
-        parameters, (last_loss, last_largest) = training_step(parameters, order[len(order) - short :])
-        loss, peak = loss + last_loss, jnp.maximum(peak, last_largest)
-    return laid_out((parameters, loss, peak))
+    n = len(order)
+    size = min(batch_size, n)
+    minibatches, weights = (jnp.pad(array, (0, -n % size)).reshape(-1, size) for array in (order, jnp.ones(n)))
+    parameters, (losses, largest) = jax.lax.scan(training_step, parameters, (minibatches, weights))
+    return laid_out((parameters, losses.sum(), largest.max()))
 
 
 @jax.jit
 def validation_step(parameters: Parameters, X: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+    """Return the logits (num_outputs, n) and the loss of each example (n,)."""
     logits = compute_logits(parameters, laid_out(X, "examples"))
     return laid_out((logits, exact_losses(softmax(logits), y)))
 
@@ -164,11 +173,11 @@ class SoftmaxRegressionScratch(Classifier):
 
     def parameters(self) -> list[Any]:
         """Return [W, b]."""
-        return list(self.state)
+        return [self.state.W.T, self.state.b]
 
     def load(self, W: NDArray[np.float64], b: NDArray[np.float64]) -> None:
         """Replace the parameters."""
-        self.state = Parameters(self.to_device(W), self.to_device(b))
+        self.state = Parameters(self.to_device(W.T), self.to_device(b))
 
     def fit_epoch(self, X: Any, y: Any, order: Any) -> tuple[Any, Any]:
         """Take one step for each minibatch of ``order``."""
@@ -176,5 +185,5 @@ class SoftmaxRegressionScratch(Classifier):
         return loss, largest
 
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
-        """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+        """Return the logits (num_outputs, n) and the loss of each example (n,)."""
         return validation_step(self.state, X, y)

@@ -85,7 +85,7 @@ class Module(ABC):
 
     @abstractmethod
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
-        """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+        """Return the logits (num_outputs, n) and the loss of each example (n,)."""
 
 
 class Classifier(Module):
@@ -104,7 +104,7 @@ class Classifier(Module):
         for start in range(0, len(split.labels), at_once):
             images, labels = (array[start : start + at_once] for array in split)
             logits, some = self.validation_step(self.to_device(images), self.to_device(labels))
-            predicted.append(np.asarray(logits).argmax(axis=1))
+            predicted.append(np.asarray(logits).argmax(axis=0))
             losses.append(np.asarray(some))
         return np.concatenate(predicted), np.concatenate(losses)
 
@@ -165,16 +165,14 @@ class Trainer:
         """
         minibatch = self.data.train.images[0].nbytes * self.data.batch_size
         share = max(self.model.room() // (2 * minibatch), 1) * self.data.batch_size
-        ended, running = [(0.0, 0.0)], None
+        shares: list[tuple[Any, Any]] = []
         for start in range(0, len(order), share):
             indices = order[start : start + share]
             X, y = (self.model.to_device(array[indices]) for array in self.data.train)
-            if running:
-                ended.append((float(running[0]), float(running[1])))  # waits for the device
-            running = self.model.fit_epoch(X, y, self.model.to_device(np.arange(len(indices), dtype=np.int32)))
-        if running:
-            ended.append((float(running[0]), float(running[1])))
-        losses, largest = np.array(ended).T
+            if shares:
+                float(shares[-1][0])  # waits for the device
+            shares.append(self.model.fit_epoch(X, y, self.model.to_device(np.arange(len(indices), dtype=np.int32))))
+        losses, largest = np.array([[float(loss), float(peak)] for loss, peak in shares]).T
         return float(losses.sum()), float(largest.max())  # NaN if one is
 
     def check_range(self, largest: float, when: str) -> None:

@@ -52,7 +52,7 @@ class Scripted(Classifier):
         return 3.0, self.largest.pop(0)
 
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
-        return np.array([[0.0, 2.0, 2.0]] * len(y)), np.full(len(y), 0.25)
+        return np.array([[0.0, 2.0, 2.0]] * len(y)).T, np.full(len(y), 0.25)
 
 
 def test_history_has_a_row_an_epoch_with_sums_divided_once() -> None:
