@@ -114,7 +114,7 @@ class SoftmaxRegressionScratch(Classifier):
         """Map images uint8 (n, height, width) to logits (num_outputs, n), exact."""
         X = tf.reshape(X, (-1, self.W.shape[1]))  # (n, height, width) -> (n, num_inputs)
         X = tf.cast(X, tf.float64) / 256  # a power of two keeps pixels exact
-        return tf.matmul(self.W, X, transpose_b=True) + self.b[:, tf.newaxis]
+        return tf.transpose(tf.matmul(X, self.W, transpose_b=True) + self.b)  # faster here than W times X transposed
 
     def forward(self, X: Any) -> Any:
         """Map images uint8 (n, height, width) to class probabilities (num_outputs, n)."""
