@@ -25,7 +25,7 @@ from conftest import PARAMETERS, Repository
 from stages.evaluate import wilson_interval
 from stages.idx import CLASS_NAMES
 from stages.params import load_params
-from tools import report
+from tools import report, verify
 
 HOSTILE = "<script>alert(1)</script>"
 DATA = ("data/raw", "data/resized", "data/model.npz", "data/errors.npz")
@@ -212,14 +212,14 @@ def test_versions_and_hardware_are_those_of_here(made: SimpleNamespace) -> None:
 
 
 def test_gpus_are_named_by_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "driver_gpus", lambda: 2)
+    monkeypatch.setattr(verify, "driver_gpus", lambda: 2)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert report.environment()["GPU"] == "2 without a name"
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho First GPU\necho $1 $2\n")
     tool.chmod(0o755)
     assert report.environment()["GPU"] == "First GPU, --query-gpu=name --format=csv,noheader"
-    monkeypatch.setattr(report, "driver_gpus", lambda: None)
+    monkeypatch.setattr(verify, "driver_gpus", lambda: None)
     assert report.environment()["GPU"] == "none"
 
 

@@ -146,6 +146,7 @@ class Clone:
         )
         dvc, stage = psutil.Process(run.pid), None
         while kill.target == "stage" and not stage and run.poll() is None:
+            time.sleep(0.002)
             stage = next(iter(children(dvc)), None)
         start = time.monotonic()
         while time.monotonic() - start < share * self.seconds[kill.where] and run.poll() is None:

@@ -19,7 +19,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import psutil
@@ -58,15 +58,15 @@ def rwlock_is_damaged() -> bool:
         return True
 
 
-def dvc_at_work() -> str | None:
+def dvc_at_work(damaged: Collection[Path]) -> str | None:
     """Describe a dvc that uses files of this working tree; where a damaged file cannot tell, any that lives here."""
-    if RWLOCK.exists() and not rwlock_is_damaged():
+    if RWLOCK.exists() and RWLOCK not in damaged:
         uses = json.loads(RWLOCK.read_text(encoding="utf-8"))  # a path has one writer, and a list of readers
         users = [*uses.get("write", {}).values(), *itertools.chain(*uses.get("read", {}).values())]
         for user in users:
             if psutil.pid_exists(user["pid"]):
                 return f"process {user['pid']}"
-    if not lock_is_damaged() and not rwlock_is_damaged():
+    if not damaged:
         return None
     if REPOSITORY_LOCK.exists():
         with REPOSITORY_LOCK.open("rb") as file:
@@ -140,14 +140,15 @@ def repair() -> list[str]:
     Raises:
         UserError: A dvc is at work here.
     """
-    at_work = dvc_at_work()
+    damaged = [path for path, is_so in ((RWLOCK, rwlock_is_damaged), (LOCK, lock_is_damaged)) if is_so()]
+    at_work = dvc_at_work(damaged)
     if at_work:
         raise UserError(f"expected no dvc at work in this clone, found {at_work}: wait for its end, or stop it")
     done = []
-    if rwlock_is_damaged():
+    if RWLOCK in damaged:
         RWLOCK.unlink()
         done.append(f"repair: removed {RWLOCK}, which a killed dvc had cut short")
-    if lock_is_damaged():
+    if LOCK in damaged:
         restored = subprocess.run(["git", "restore", "--source=HEAD", str(LOCK)], capture_output=True)
         if restored.returncode:
             LOCK.unlink()

@@ -14,12 +14,9 @@ import hashlib
 import html
 import importlib.metadata
 import json
-import os
 import platform
 import re
-import shutil
 import string
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,14 +32,13 @@ from dvc.repo import Repo
 from voluptuous import All, Invalid, Range, Schema
 
 from stages.command import UserError
-from stages.device import driver_gpus
 from stages.evaluate import wilson_interval
 from stages.files import DIGITS, publish
 from stages.idx import CLASS_NAMES
 from stages.params import Params, load_params
 from stages.render import MAX_ROWS, read_csv
 from tools.compare import blocks, check_committed, compare, git
-from tools.verify import cpuinfo
+from tools.verify import gpus, processor
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 EVALUATE, TRAIN = Path("metrics/evaluate.json"), Path("metrics/train.json")
@@ -237,16 +233,11 @@ def comparison(rev: str) -> str:
 
 def environment() -> dict[str, str]:
     """Describe this machine and the versions in use, without starting a framework."""
-    gpus = "none"
-    if count := driver_gpus():
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(query, capture_output=True, text=True).stdout if shutil.which(query[0]) else ""
-        gpus = ", ".join(names.splitlines()) or f"{count} without a name"
     versions = {"NumPy": "numpy", "TensorFlow": "tensorflow", "JAX": "jax", "DVC": "dvc"}
     return {
-        "processor": f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} CPUs",
+        "processor": processor(),
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
-        "GPU": gpus,
+        "GPU": ", ".join(gpus("name")) or "none",
         "system": platform.platform(),
         "Python": platform.python_version(),
     } | {name: importlib.metadata.version(package) for name, package in versions.items()}

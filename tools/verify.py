@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import statistics
 import subprocess
@@ -100,15 +101,15 @@ def rows() -> Iterator[Row]:
         for name, flag in CPU_FLAGS.items():
             if flag in flags:
                 yield Row(implementation, instruction_set=name)
-    for count in (2, 3, 4, 8):  # parts of the CPU that share each minibatch
-        yield Row("jax", devices=str(count))
+    for parts in (2, 3, 4, 8):  # of the CPU, that share each minibatch
+        yield Row("jax", devices=str(parts))
     yield Row("jax", processes="2")
-    if gpus := driver_gpus():
+    if count := driver_gpus():
         for implementation in IMPLEMENTATIONS:
             if implementation != "numpy":
                 yield Row(implementation, device="gpu")
-        if gpus > 1:
-            yield Row("jax", device="gpu", devices=str(gpus))
+        if count > 1:
+            yield Row("jax", device="gpu", devices=str(count))
 
 
 def environment(row: Row) -> dict[str, str]:
@@ -302,6 +303,21 @@ def cpuinfo(name: str) -> str:
     return str(found[1]) if found else ""
 
 
+def processor() -> str:
+    """Name the processor and the number of its CPUs."""
+    return f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} CPUs"
+
+
+def gpus(*properties: str) -> list[str]:
+    """Describe each NVIDIA GPU by ``nvidia-smi``'s properties of it; say just how many where that tool is missing."""
+    count = driver_gpus()
+    if not count:
+        return []
+    query = ["nvidia-smi", f"--query-gpu={','.join(properties)}", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout.splitlines() if shutil.which(query[0]) else []
+    return found or [f"{count} without a name"]
+
+
 def machine() -> list[str]:
     """Describe processor, frameworks and, where there is one, the NVIDIA driver and its GPUs."""
     versions = {
@@ -309,15 +325,11 @@ def machine() -> list[str]:
         for package in importlib.metadata.distributions()
         if re.fullmatch(r"numpy|tensorflow|jax|jaxlib|nvidia-cuda-runtime.*", package.name)
     }
-    lines = [
-        f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}, "
-        f"Python {platform.python_version()}",
+    return [
+        f"{processor()}, {platform.system()}, Python {platform.python_version()}",
         ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        *gpus("name", "driver_version", "memory.total"),
     ]
-    if driver_gpus():
-        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        lines += subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
-    return lines
 
 
 def recorded_md5() -> str:
