@@ -44,11 +44,11 @@ def picked(y_hat: Any, y: Any) -> Any:
 
 
 def cross_entropy(y_hat: Any, y: Any, weights: Any) -> Any:
-    """Return the weighted mean over examples of -log of the picked probability, a scalar in nats, to be differentiated.
+    """Return the weighted sum over examples of -log of the picked probability, a scalar in nats, to be differentiated.
 
-    Weights (n,), float64, are 1, or 0 for what only fills up a minibatch.
+    It is the mean if each of m examples has the weight 1/m, and what only fills up their minibatch none. Weights (n,).
     """
-    return -tf.reduce_sum(weights * tf.math.log(picked(y_hat, y))) / tf.reduce_sum(weights)
+    return -tf.reduce_sum(weights * tf.math.log(picked(y_hat, y)))
 
 
 def exact_losses(y_hat: Any, y: Any) -> Any:
@@ -125,12 +125,12 @@ class SoftmaxRegressionScratch(Classifier):
         return cross_entropy(y_hat, y, weights)
 
     def training_step(self, X: Any, y: Any, weights: Any) -> Any:
-        """Take one step on a minibatch; return the weighted sum of its examples' losses before the step."""
+        """Take one step on a minibatch; return the loss of each example (n,) before the step, 0 where its weight is."""
         with tf.GradientTape() as tape:
             y_hat = self.forward(X)
             loss = self.loss(y_hat, y, weights)
         self.optimizer.apply_gradients(tape.gradient(loss, (self.W, self.b)), (self.W, self.b))
-        return tf.reduce_sum(weights * exact_losses(y_hat, y))
+        return tf.where(weights > 0, exact_losses(y_hat, y), 0)
 
     @tf.function(jit_compile=True, autograph=False)  # nothing to convert, which would take longer than to compile
     def fit_epoch(self, X: Any, y: Any, order: Any) -> tuple[Any, Any]:
@@ -141,22 +141,21 @@ class SoftmaxRegressionScratch(Classifier):
         """
         n = order.shape[0]
         size = min(self.batch_size, n)
-        minibatches, weights = (
+        minibatches, present = (
             tf.reshape(tf.pad(array, [[0, -n % size]]), (-1, size)) for array in (order, tf.ones(n, tf.float64))
         )
+        weights = present / tf.reduce_sum(present, 1, keepdims=True)
 
-        def step(i: Any, loss: Any, largest: Any) -> tuple[Any, Any, Any]:
-            indices = minibatches[i]
-            loss += self.training_step(tf.gather(X, indices), tf.gather(y, indices), weights[i])
-            return i + 1, loss, tf.maximum(largest, self.largest_parameter())
+        def step(i: Any, losses: Any, largest: Any) -> tuple[Any, Any, Any]:
+            X_batch, y_batch = tf.gather(X, minibatches[i]), tf.gather(y, minibatches[i])
+            losses += self.training_step(X_batch, y_batch, weights[i])
+            pairs = zip(largest, (self.W, self.b), strict=True)
+            return i + 1, losses, [tf.maximum(so_far, tf.abs(parameter)) for so_far, parameter in pairs]
 
-        zero = tf.zeros((), tf.float64)
-        _, loss, largest = tf.while_loop(lambda i, *_: i < minibatches.shape[0], step, (0, zero, zero))
-        return loss, largest
-
-    def largest_parameter(self) -> Any:
-        """Return the largest magnitude of W and b, a scalar; NaN if one is."""
-        return tf.maximum(tf.reduce_max(tf.abs(self.W)), tf.reduce_max(tf.abs(self.b)))
+        # Summed by place in the minibatch, and the largest by place in the parameter, until the loop has ended.
+        start = 0, tf.zeros(size, tf.float64), [tf.zeros_like(self.W), tf.zeros_like(self.b)]
+        _, losses, largest = tf.while_loop(lambda i, *_: i < minibatches.shape[0], step, start)
+        return tf.reduce_sum(losses), tf.maximum(*map(tf.reduce_max, largest))
 
     @tf.function(jit_compile=True, autograph=False)
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:

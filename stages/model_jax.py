@@ -83,11 +83,11 @@ def picked(y_hat: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def cross_entropy(y_hat: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the weighted mean over examples of -log of the picked probability, a scalar in nats, to be differentiated.
+    """Return the weighted sum over examples of -log of the picked probability, a scalar in nats, to be differentiated.
 
-    Weights (n,), float64, are 1, or 0 for what only fills up a minibatch.
+    It is the mean if each of m examples has the weight 1/m, and what only fills up their minibatch none. Weights (n,).
     """
-    return -(weights * jnp.log(picked(y_hat, y))).sum() / weights.sum()
+    return -(weights * jnp.log(picked(y_hat, y))).sum()
 
 
 def exact_losses(y_hat: jax.Array, y: jax.Array) -> jax.Array:
@@ -105,9 +105,9 @@ def compute_logits(parameters: Parameters, X: jax.Array) -> jax.Array:
 def training_loss(
     parameters: Parameters, X: jax.Array, y: jax.Array, weights: jax.Array, batch_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the loss to be differentiated and the one to be reported."""
+    """Return the loss to be differentiated, and that of each example (n,) to be reported, 0 where its weight is."""
     y_hat = softmax(exact_gradient(compute_logits(parameters, X), exact.gradient_exponent(batch_size)))
-    return cross_entropy(y_hat, y, weights), (weights * exact_losses(y_hat, y)).sum()
+    return cross_entropy(y_hat, y, weights), jnp.where(weights > 0, exact_losses(y_hat, y), 0)
 
 
 def sgd(parameters: Parameters, gradients: Parameters, lr: jax.Array) -> Parameters:
@@ -125,21 +125,26 @@ def fit_epoch(
     The last minibatch is filled up with the first example at weight 0: a step of another size would be compiled by
     itself, which takes longer than to train for two epochs.
     """
+    n = len(order)
+    size = min(batch_size, n)
+    minibatches, present = (jnp.pad(array, (0, -n % size)).reshape(-1, size) for array in (order, jnp.ones(n)))
+    weights = present / present.sum(1, keepdims=True)
 
     def training_step(
-        parameters: Parameters, minibatch: tuple[jax.Array, jax.Array]
-    ) -> tuple[Parameters, tuple[jax.Array, jax.Array]]:
-        indices, weights = laid_out(minibatch[0], "examples"), laid_out(minibatch[1])
+        state: tuple[Parameters, jax.Array, Parameters], minibatch: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[Parameters, jax.Array, Parameters], None]:
+        parameters, losses, largest = state
+        indices, weights = laid_out(minibatch, "examples")
         step = jax.value_and_grad(training_loss, has_aux=True)
         (_, loss), gradients = step(parameters, X[indices], y[indices], weights, batch_size)
         parameters = sgd(parameters, gradients, lr)
-        return parameters, (loss, jnp.maximum(*(jnp.abs(p).max() for p in parameters)))
+        largest = jax.tree.map(jnp.maximum, largest, jax.tree.map(jnp.abs, parameters))
+        return (parameters, losses + loss, largest), None
 
-    n = len(order)
-    size = min(batch_size, n)
-    minibatches, weights = (jnp.pad(array, (0, -n % size)).reshape(-1, size) for array in (order, jnp.ones(n)))
-    parameters, (losses, largest) = jax.lax.scan(training_step, parameters, (minibatches, weights))
-    return laid_out((parameters, losses.sum(), largest.max()))
+    # Summed by place in the minibatch, and the largest by place in the parameter, until the loop has ended.
+    start = parameters, laid_out(jnp.zeros(size), "examples"), jax.tree.map(jnp.zeros_like, parameters)
+    (parameters, losses, largest), _ = jax.lax.scan(training_step, start, (minibatches, weights))
+    return laid_out((parameters, losses.sum(), jnp.maximum(*(magnitudes.max() for magnitudes in largest))))
 
 
 @jax.jit

@@ -28,7 +28,7 @@ def logits_gradient(
     lesson: Any, logits: np.ndarray, y: np.ndarray, k: int, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """The gradient of the mean cross-entropy at the logits (q, n), by automatic differentiation."""
-    weights = np.ones(len(y)) if weights is None else weights
+    weights = np.full(len(y), 1 / len(y)) if weights is None else weights
     if lesson.framework == "jax":
         import jax
 
@@ -98,7 +98,7 @@ def test_softmax_does_not_change_when_all_logits_shift(lesson: Any) -> None:
 
 
 def test_cross_entropy_of_the_book_s_two_examples(lesson: Any) -> None:
-    y_hat, y, weights = np.array([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]]).T, np.array([0, 2]), np.ones(2)
+    y_hat, y, weights = np.array([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]]).T, np.array([0, 2]), np.full(2, 0.5)
 
     assert np.asarray(lesson.picked(y_hat, y)).tolist() == [0.1, 0.5]
     # Two logarithms, each within two units in the last place, and one division.
@@ -130,7 +130,7 @@ def test_cross_entropy_agrees_with_the_framework_s_own(lesson: Any) -> None:
 
     # Logits round by 2^-21, exponentials >= e^-4 by 2^-23 and probabilities >= e^-4/10 by 2^-25.
     bound = 2 * (2.0**-21 + math.e**4 * 2.0**-23) + 10 * math.e**4 * 2.0**-25
-    assert abs(float(lesson.cross_entropy(lesson.softmax(logits.T), y, np.ones(50))) - float(own)) <= bound
+    assert abs(float(lesson.cross_entropy(lesson.softmax(logits.T), y, np.full(50, 1 / 50))) - float(own)) <= bound
 
 
 @pytest.mark.parametrize("m", [1, 3, 96, 256])
@@ -147,7 +147,7 @@ def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: in
 @pytest.mark.parametrize("m", [1, 3, 96, 255])
 def test_what_fills_up_a_minibatch_leaves_the_gradient_of_its_examples_as_it_is(lesson: Any, m: int) -> None:
     logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((10, 256)), 26)
-    y, weights = np.random.default_rng(m).integers(0, 10, 256), (np.arange(256) < m).astype(float)
+    y, weights = np.random.default_rng(m).integers(0, 10, 256), (np.arange(256) < m) / m
     k = exact.gradient_exponent(256)
 
     alone = logits_gradient(lesson, logits[:, :m], y[:m], k)
