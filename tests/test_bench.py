@@ -156,19 +156,14 @@ def test_a_copy_counts_every_byte_twice_and_the_warm_up_not(monkeypatch: pytest.
 
 def test_every_library_multiplies_in_float64_what_an_epoch_does() -> None:
     pytest.importorskip("stages.model_jax")  # switches JAX to float64, as the frameworks' epochs do before
-    first, *others = (np.asarray(product()) for product in last_products(5, 7, 3))
-    assert first.dtype == np.float64
-    assert first.shape == (7, 3)
-    for other in others:
-        assert other.dtype == np.float64
-        np.testing.assert_allclose(other, first, rtol=1e-13)
-
-
-def last_products(*sizes: int) -> list[Any]:
-    """The second product of each library; TensorFlow's and JAX's functions return it, NumPy's both."""
-    found = bench.products(*sizes)
-    assert list(found) == ["NumPy", "TensorFlow", "JAX"]
-    return [lambda: found["NumPy"]()[1], found["TensorFlow"], found["JAX"]]  # type: ignore[index]
+    found: dict[str, Any] = {library: both() for library, both in bench.products(2, 5, 7, 3).items()}  # type: ignore[misc]
+    assert found.keys() == {"NumPy", "TensorFlow", "JAX"}
+    rng = np.random.default_rng(0)
+    X, Ws, Ds = rng.standard_normal((5, 7)), rng.standard_normal((2, 3, 7)), rng.standard_normal((2, 3, 5))
+    for library, transposed in (("NumPy", (True, True)), ("TensorFlow", (True, False)), ("JAX", (False, False))):
+        for product, expected, turned in zip(found[library], (Ws[1] @ X.T, Ds[1] @ X), transposed, strict=True):
+            assert product.dtype == np.float64
+            np.testing.assert_allclose(product.T if turned else product, expected, rtol=1e-13)
 
 
 def test_time_is_counted_once_under_the_outermost_kind_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,10 +298,11 @@ def test_floor_is_the_slowest_of_memory_cache_and_the_best_library_s_products(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(bench, "STEPS", 2)
     monkeypatch.setattr(bench, "SQUARE", 32)
     rows = medians(bench.work_floor(1))
 
-    at_task = [columns["epoch ms"] for row, columns in rows.items() if "(256,784)x(784,10)" in row]
+    at_task = [columns["epoch ms"] for row, columns in rows.items() if "(10,784)x(784,256)" in row]
     memory, cache = rows["memory: n (d + 5) bytes"], rows["minibatches in cache: 24 n d bytes"]
     assert len(at_task) == 3
     expected = max(memory["epoch ms"], cache["epoch ms"], min(at_task))

@@ -51,7 +51,7 @@ from stages.params import Train, load_params
 ROOT = Path(__file__).resolve().parent.parent
 RAW, RESIZED = Path("data/raw"), Path("data/resized")
 MEMORY_BYTES = 2**29  # copied to measure the memory: more than any cache holds
-SQUARE = 1024
+STEPS, SQUARE = 32, 1024
 GROWTH = 1.25
 """The time an image-pixel may grow by this factor at four times the images or pixels and still be called linear."""
 
@@ -329,7 +329,7 @@ def needs(n: int, d: int, q: int) -> tuple[int, int, int]:
     Returns:
         Bytes from memory, n (d + 5): each image, its label (1) and its index in the order (4), once. Bytes to and from
         the cache, 24 n d: the minibatches as float64, written once and read by both products. Operations, 4 n d q:
-        a multiplication and an addition for each term of X @ W and of X.T @ gradient.
+        a multiplication and an addition for each term of W @ X.T and of gradient @ X.
     """
     return n * (d + 5), 24 * n * d, 4 * n * d * q
 
@@ -357,20 +357,32 @@ def both_epochs(task: Task) -> dict[str, Epoch]:
     return epochs
 
 
-def products(m: int, d: int, q: int) -> dict[str, Epoch]:
-    """Return for each library the two products X @ W and X.T @ D in float64, X (m, d), W (d, q), D (m, q)."""
+def products(steps: int, m: int, d: int, q: int) -> dict[str, Epoch]:
+    """Return for each library both products of some steps in float64, in the form in which it is fastest.
+
+    They are W X' and D X, with X (m, d), and W (q, d) and D (q, m) of each step, or their transposes. All steps are one
+    call, as an epoch is, which returns the last step's: more would be new memory to touch.
+    """
     import jax
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
-    X, W, D = rng.standard_normal((m, d)), rng.standard_normal((d, q)), rng.standard_normal((m, q))
-    tensors, arrays = [tf.constant(A) for A in (X, W, D)], [jax.device_put(A) for A in (X, W, D)]
-    both = tf.function(lambda X, W, D: (X @ W, tf.matmul(X, D, transpose_a=True)))
-    jitted = jax.jit(lambda X, W, D: (X @ W, X.T @ D))
+    X, *each = factors = [rng.standard_normal(shape) for shape in ((m, d), (steps, q, d), (steps, q, m))]
+
+    def folded(X: Any, *each: Any) -> Any:
+        none = np.zeros((m, q)), np.zeros((q, d))
+        return tf.foldl(lambda _, WD: (tf.matmul(X, WD[0], transpose_b=True), WD[1] @ X), each, none)
+
+    def scanned(X: Any, *each: Any) -> Any:
+        none = np.zeros((q, m)), np.zeros((q, d))
+        return jax.lax.scan(lambda _, WD: ((WD[0] @ X.T, WD[1] @ X), None), none, each)[0]
+
+    tensors, arrays = [tf.constant(A) for A in factors], [jax.device_put(A) for A in factors]
+    compiled, jitted = tf.function(folded, jit_compile=True, autograph=False), jax.jit(scanned)
     return {
-        "NumPy": lambda: (X @ W, X.T @ D),
-        "TensorFlow": lambda: both(*tensors)[1].numpy(),
-        "JAX": lambda: jitted(*arrays)[1].block_until_ready(),
+        "JAX": lambda: [np.asarray(array) for array in jitted(*arrays)],
+        "TensorFlow": lambda: [tensor.numpy() for tensor in compiled(*tensors)],
+        "NumPy": lambda: [(X @ W.T, X.T @ D.T) for W, D in zip(*each, strict=True)][-1],  # last: its threads linger
     }
 
 
@@ -387,7 +399,7 @@ def work_floor(runs: int) -> Figures:
     d, q, m = images[0].size, len(CLASS_NAMES), task.hyper.batch_size
     from_memory, in_cache, operations = needs(len(labels), d, q)
     epochs = both_epochs(task)
-    at_task, at_square = products(m, d, q), products(SQUARE, SQUARE, SQUARE)
+    at_task, at_square = products(STEPS, m, d, q), products(1, SQUARE, SQUARE, SQUARE)
     figures = Figures()
 
     def least(row: str, need: int, rate: float) -> float:
@@ -398,7 +410,7 @@ def work_floor(runs: int) -> Figures:
         memory = least("memory: n (d + 5) bytes", from_memory, copy_rate(MEMORY_BYTES, 2))
         cache = least("minibatches in cache: 24 n d bytes", in_cache, copy_rate(8 * m * d, 200))
         multiply = min(
-            least(f"{name} ({m},{d})x({d},{q}): 4 n d q", operations, 4 * m * d * q / min(timed(both, 20)[1:]))
+            least(f"{name} ({q},{d})x({d},{m}): 4 n d q", operations, STEPS * 4 * m * d * q / min(timed(both, 4)[1:]))
             for name, both in at_task.items()
         )
         for name, both in at_square.items():
@@ -543,13 +555,15 @@ def work_growth(runs: int) -> Figures:
     raw, labels = read_idx(RAW / "train-images-idx3-ubyte"), read_idx(RAW / "train-labels-idx1-ubyte")
     n, hyper, figures = len(labels), load_params().train, Figures()
     sizes = [(n, 32), (4 * n, 32), (n, 64), (n // 4, 32), (n, 28)]
+    epochs: dict[tuple[str, int], Epoch] = {}
     for count, side in sizes:
         resized = resize_with_pad(raw, side, side)
         task = Task(np.resize(resized, (count, side, side)), np.resize(labels, count), hyper, "cpu")  # repeats
-        for _, (name, epoch) in itertools.product(range(runs), both_epochs(task).items()):
-            (seconds,) = timed(epoch, 1)
-            row = f"{name}, {count} at {side}x{side}"
-            record(figures, row, ("epoch s", seconds), ("ns a pixel", 1e9 * seconds / task.images.size))
+        for name, epoch in both_epochs(task).items():
+            epochs[f"{name}, {count} at {side}x{side}", task.images.size] = epoch
+    for _, ((row, pixels), epoch) in itertools.product(range(runs), epochs.items()):
+        (seconds,) = timed(epoch, 1)
+        record(figures, row, ("epoch s", seconds), ("ns a pixel", 1e9 * seconds / pixels))
     for name in FRAMEWORKS.values():
         rows = [figures[f"{name}, {count} at {side}x{side}"] for count, side in sizes]
         for columns in rows[1:3]:
