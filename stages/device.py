@@ -7,6 +7,7 @@ minibatch among several: that many GPUs, or that many parts of the CPU, of this 
 """
 
 import ctypes
+import gc
 import importlib
 import os
 import sys
@@ -36,7 +37,8 @@ def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleTyp
     """
     start, model = FRAMEWORKS[framework]
     try:
-        with start_up_noise_held_back() if started()[1] == 1 else nullcontext():  # else it is relayed
+        # The noise of several processes is relayed.
+        with garbage_uncollected(), start_up_noise_held_back() if started()[1] == 1 else nullcontext():
             place = start(device, devices)
             module = importlib.import_module(model)
     except ModuleNotFoundError as error:
@@ -166,6 +168,19 @@ def hidden(package: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[package]
+
+
+@contextmanager
+def garbage_uncollected() -> Iterator[None]:
+    """Do without garbage collection in the body, for a framework's start: what it makes stays.
+
+    Looking for garbage among it over and over is a fifth of TensorFlow's import.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -54,6 +54,11 @@ def test_a_stage_gets_its_paths_in_order_and_succeeds_silently(outcome):
     assert outcome("print(repr((raw, resized)))", "a", "b c/d") == (0, "(PosixPath('a'), PosixPath('b c/d'))\n", "")
 
 
+def test_at_the_end_of_a_stage_no_object_is_left_to_look_through(outcome):
+    body = "import atexit, gc; atexit.register(lambda: print(len(gc.get_objects()) < gc.get_freeze_count() / 100))"
+    assert outcome(body, "a", "b") == (0, "True\n", "")
+
+
 @pytest.mark.parametrize("paths", [(), ("a",), ("a", "b", "c")])
 def test_a_wrong_number_of_paths_is_refused_with_the_usage_and_the_stage_is_not_run(outcome, paths):
     usage = f"probe: expected 2 paths, got {len(paths)}: python -m stages.probe RAW RESIZED\n"

@@ -1,10 +1,12 @@
 """The choice of a device, with the frameworks' device lists and NVIDIA's driver replaced."""
 
 import ctypes
+import gc
 import importlib
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -257,6 +259,25 @@ def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp
         "-c: runtime.device: expected a GPU that can do float64, found no NVIDIA driver (libcuda.so.1): "
         "install it, or set runtime.device to auto or cpu"
     ]
+
+
+@pytest.mark.parametrize("error", [None, UserError("no GPU")])
+def test_garbage_is_not_collected_during_a_start_and_is_after_it(
+    monkeypatch: pytest.MonkeyPatch, error: UserError | None
+) -> None:
+    collecting = []
+
+    def start(wanted: str, devices: int | str) -> str:
+        collecting.append(gc.isenabled())
+        if error:
+            raise error
+        return "CPU"
+
+    monkeypatch.setitem(device.FRAMEWORKS, "jax", (start, "stages.model_jax"))
+    with pytest.raises(UserError, match="no GPU") if error else nullcontext():
+        load_model("jax", "cpu")
+
+    assert [*collecting, gc.isenabled()] == [False, True]
 
 
 def start_noisily(error: Exception | None) -> None:
