@@ -262,13 +262,14 @@ def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp
 
 
 @pytest.mark.parametrize("error", [None, UserError("no GPU")])
-def test_garbage_is_not_collected_during_a_start_and_is_after_it(
+def test_what_a_start_makes_is_left_out_of_garbage_collection_which_goes_on_after_it(
     monkeypatch: pytest.MonkeyPatch, error: UserError | None
 ) -> None:
-    collecting = []
+    collecting, made = list[bool](), list[list[int]]()
 
     def start(wanted: str, devices: int | str) -> str:
         collecting.append(gc.isenabled())
+        made.append([])
         if error:
             raise error
         return "CPU"
@@ -278,6 +279,8 @@ def test_garbage_is_not_collected_during_a_start_and_is_after_it(
         load_model("jax", "cpu")
 
     assert [*collecting, gc.isenabled()] == [False, True]
+    assert gc.is_tracked(made[0])
+    assert not any(each is made[0] for each in gc.get_objects())
 
 
 def start_noisily(error: Exception | None) -> None:
