@@ -169,6 +169,20 @@ def test_a_dead_dvc_that_used_a_file_is_not_in_the_way(copy: Any, mode: str) -> 
     assert copy.changed() == set()
 
 
+@pytest.mark.fault("bookkeeping")
+def test_copies_that_a_killed_dvc_left_beside_outputs_are_removed_and_no_other_file(copy: Any) -> None:
+    left = [
+        f"{folder}/.3W7RmKV7x40LYR76Sj-_{k}w.tmp" for k, folder in enumerate(("data", "data/raw", "metrics", "plots"))
+    ]
+    others = ["plots/.a.tmp", "data/errors.npz.12.tmp", ".3W7RmKV7x40LYR76Sjuscw.tmp"]
+    for path in (*left, *others):
+        (copy.root / path).write_text("half")
+
+    done = "".join(f"repair: removed {path}, which a killed dvc had left\n" for path in left)
+    assert run(copy, "python", "-m", "tools.repair") == (0, done, "")
+    assert [path for path in (*left, *others) if (copy.root / path).exists()] == others
+
+
 # Damaged data.
 
 

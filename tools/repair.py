@@ -10,6 +10,9 @@ DVC also takes a file in its cache for what its name says as long as it is read-
 unchanged as long as its size and time are. Here both are hashed: a damaged one is removed from the cache, and in the
 working tree given a new time, so that DVC looks at it and restores or makes it again.
 
+Killed while it brings a file from its cache, DVC leaves its copy beside the output, under a name that ends in ``.tmp``.
+Git and DVC ignore it; here it is removed.
+
 While a dvc is at work here, nothing is touched, and ``make repro`` refuses to start a second.
 """
 
@@ -17,6 +20,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -34,6 +38,7 @@ from stages.command import UserError
 LOCK = Path("dvc.lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
 REPOSITORY_LOCK = Path(".dvc/tmp/lock")
+COPY = re.compile(r"\.[\w-]{22}\.tmp")  # dvc_objects.fs.utils.tmp_fname
 
 
 def lock_is_damaged() -> bool:
@@ -109,8 +114,15 @@ def outputs(repo: Repo) -> Iterator[tuple[Path, Path, str]]:
                 yield path / entry["relpath"], Path(repo.cache.local.oid_to_path(entry["md5"])), entry["md5"]
 
 
+def leftovers(repo: Repo) -> Iterator[Path]:
+    """Yield the copies that a killed dvc left beside or in the outputs."""
+    for folder in sorted({place for out in repo.index.outs for place in (Path(out.fs_path), Path(out.fs_path).parent)}):
+        if folder.is_dir():
+            yield from sorted(path for path in folder.iterdir() if COPY.fullmatch(path.name))
+
+
 def repair_outputs() -> list[str]:
-    """Remove damaged files from the cache and have DVC look again at those in the working tree; return lines."""
+    """Remove leftovers and damaged files of the cache; have DVC look again at damaged outputs; return lines."""
     done = []
     try:
         with Repo() as repo:
@@ -119,6 +131,9 @@ def repair_outputs() -> list[str]:
             for path, _, md5 in files:
                 if is_damaged(path, md5):
                     path.touch()  # no line: it may be of another commit, which DVC knows how to handle
+            for path in leftovers(repo):
+                path.unlink()
+                done.append(f"repair: removed {path.relative_to(Path.cwd())}, which a killed dvc had left")
             # The run cache restores results of earlier parameters too, which dvc.lock does not name. A cache elsewhere
             # may be many projects': there only what is named is looked at.
             for kept in sorted(cache.glob("??/*")) if cache.is_relative_to(Path.cwd()) else names:
