@@ -4,8 +4,8 @@ Next to the book (Dive into Deep Learning, section 4.4) each ``snap`` is what is
 grid so that every sum is exact in any order (``exact.py`` says why). With the committed params.yaml ten epochs reach a
 validation accuracy of 0.8217 on every machine, to the last bit of every parameter.
 
-Logits and probabilities have a row a class and a column an example, the transpose of the book's: so laid out, both
-matrix products of a step run at the speed of the machine (docs/performance.md).
+Logits and probabilities have a row a class and a column an example, the transpose of the book's: so laid out, the
+matrix products of a step are faster (docs/performance.md).
 """
 
 import sys
