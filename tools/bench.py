@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -644,27 +644,23 @@ def cell(values: list[float] | None) -> str:
     return median if low == high else f"{median} ({low} to {high})"
 
 
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """Align the columns of a table, the first to the left, the others to the right."""
-    lines = [header, *rows]
-    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [[name.ljust(first), *map(str.rjust, cells, others)] for name, *cells in lines]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
-
-
 def figures_table(part: str, figures: Figures) -> str:
     """Return a part's table; a cell is empty where a row has no such figure."""
+    from tools.compare import aligned
+
     columns = list(dict.fromkeys(column for row in figures.values() for column in row))
-    return table([part, *columns], ([name, *(cell(row.get(c)) for c in columns)] for name, row in figures.items()))
+    return aligned([[part, *columns], *([name, *(cell(row.get(c)) for c in columns)] for name, row in figures.items())])
 
 
 def targets_table(found: list[Target]) -> str:
     """Return the table of targets."""
+    from tools.compare import aligned
+
     rows = (
         [t.text, number(t.measured), f"{'>=' if t.at_least else '<='} {t.limit:g}", "met" if t.met else "missed"]
         for t in found
     )
-    return table(["target", "measured", "limit", "verdict"], rows)
+    return aligned([["target", "measured", "limit", "verdict"], *rows])
 
 
 def main() -> None:

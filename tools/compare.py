@@ -353,14 +353,15 @@ def cells(pair: Paired) -> tuple[str, ...]:
     return str(pair.examples), *accuracies, str(pair.only_old), str(pair.only_new), p_text(pair.p_value)
 
 
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Return a table for a terminal: the first column to the left, the others to the right."""
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rows = [[name.ljust(first), *map(str.rjust, cells, others)] for name, *cells in table]
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
 def text(comparison: Comparison) -> str:
     """Return the comparison as text for a terminal."""
-
-    def aligned(table: list[tuple[str, ...]]) -> str:
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        rows = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
-        return "\n".join("  ".join([first.strip().ljust(widths[0]), *rest]).rstrip() for first, *rest in rows)
-
     return "\n\n".join(block if isinstance(block, str) else aligned(block) for block in blocks(comparison))
 
 
