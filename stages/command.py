@@ -60,7 +60,7 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(130)
     finally:
         at_start.clear()
-        gc.freeze()  # Python would look through all objects at exit: half a second, for TensorFlow's
+        gc.freeze()  # Python would look through all objects at exit: a tenth of a second, for matplotlib's
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from stages.command import UserError
-from stages.processes import started
+from stages.processes import is_alone
 
 
 def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleType:
@@ -38,7 +38,7 @@ def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleTyp
     start, model = FRAMEWORKS[framework]
     try:
         # The noise of several processes is relayed.
-        with garbage_uncollected(), start_up_noise_held_back() if started()[1] == 1 else nullcontext():
+        with garbage_uncollected(), start_up_noise_held_back() if is_alone() else nullcontext():
             place = start(device, devices)
             module = importlib.import_module(model)
     except ModuleNotFoundError as error:

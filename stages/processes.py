@@ -46,6 +46,11 @@ def started() -> tuple[str, int]:
     return "", 1
 
 
+def is_alone() -> bool:
+    """Tell whether this process trains by itself."""
+    return started()[1] == 1
+
+
 def from_environment(name: str) -> int:
     """Read a whole number from the environment."""
     text = os.environ.get(name)
@@ -133,7 +138,7 @@ def relay_native_stderr(if_fatal: str) -> None:
 
 def is_first() -> bool:
     """Tell whether this process is the one that publishes."""
-    if started()[1] == 1:
+    if is_alone():
         return True
     import jax
 
@@ -142,7 +147,7 @@ def is_first() -> bool:
 
 def check_same_start(*arrays: NDArray[Any]) -> None:
     """Raise ``UserError`` in all processes if one has other parameters, code or data than the first."""
-    if started()[1] == 1:
+    if is_alone():
         return
     import jax
 
