@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,12 @@ HEARTBEAT = 20
 
 FATAL = "Terminating process"
 """What JAX's coordination service writes before it ends a process because of another."""
-RELAY = "import sys; noise = sys.stdin.read(); print(sys.argv[2] if sys.argv[1] in noise else noise, end='')"
+RELAY = """
+import sys
+noise, (fatal, lost) = sys.stdin.read(), sys.argv[1:]
+ours = [line for line in noise.splitlines(keepends=True) if line.startswith("train: ")]
+print(ours[0] if ours else lost if fatal in noise else noise, end="")
+"""
 
 
 def started() -> tuple[str, int]:
@@ -67,7 +72,8 @@ def joined(framework: str) -> Iterator[None]:
     a collective notices, else after ``HEARTBEAT`` or ``ARRIVAL`` seconds, by JAX's coordination service.
 
     Raises:
-        UserError: The variables are incomplete, the framework is not JAX, or there is no way to process 0.
+        UserError: The variables are incomplete, the framework is not JAX, this host's name is no address of its own,
+            or there is no way to process 0.
     """
     variable, count = started()
     if count == 1:
@@ -83,11 +89,13 @@ def joined(framework: str) -> Iterator[None]:
         if settings["process_id"] >= count:
             raise UserError(f"JAX_PROCESS_ID: expected 0 to {count - 1}, found {settings['process_id']}")
         check_address(os.environ.get("JAX_COORDINATOR_ADDRESS", "nothing"), settings["process_id"] == 0)
+    check_own_name()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    relay_native_stderr(
+    lost = (
         f"train: one of {count} processes was lost, or did not come within {ARRIVAL} s: nothing was published: "
         "start all of them again\n"
     )
+    relay_native_stderr(lost)
     try:
         jax.distributed.initialize(
             initialization_timeout=ARRIVAL,
@@ -104,7 +112,7 @@ def joined(framework: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if out_of_memory(error):
             raise
-        os.write(2, FATAL.encode())
+        os.write(2, (unanswered(str(error)) or lost).encode())
         os._exit(1)  # an orderly end would wait for the process that is gone
 
 
@@ -123,13 +131,39 @@ def check_address(address: str, of_this_process: bool) -> None:
         raise UserError(f"JAX_COORDINATOR_ADDRESS: expected a free port on this host, found {found[1]} taken") from None
 
 
-def relay_native_stderr(if_fatal: str) -> None:
+def check_own_name() -> None:
+    """Raise ``UserError`` unless this host's name is an address of its own: the other processes are told it."""
+    name = socket.gethostname()
+    with suppress(OSError):
+        for family, *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
+            with suppress(OSError), socket.socket(family) as server:
+                server.bind(address)
+                return
+    raise UserError(
+        f"expected this host's name, {name}, to be an address of its own that the other hosts can reach, found none: "
+        "give it one in /etc/hosts"
+    )
+
+
+def unanswered(error: str) -> str:
+    """Say in one line at which address of its own this host looked for another's process, if that is the error."""
+    found = re.search(r"timed out connecting: .*remote=\[(?:::ffff:)?(127\.[\d.]+|::1)\]", error)
+    if not found:
+        return ""
+    return (
+        f"train: no process answered at {found[1]}: it has ended, or is on another host, whose name must then be an "
+        "address that this one can reach: change it in that host's /etc/hosts; nothing was published\n"
+    )
+
+
+def relay_native_stderr(lost: str) -> None:
     """Keep Python's stderr; have a process that outlives this one relay what C++ code writes to its own.
 
-    JAX's coordination service ends a process from C++ code, with a page of text: the user reads one line instead.
+    JAX's coordination service ends a process from C++ code, with a page of text: the user reads one line instead, the
+    one that ``joined`` has written among it, or else ``lost``.
     """
     read, write = os.pipe()
-    subprocess.Popen([sys.executable, "-c", RELAY, FATAL, if_fatal], stdin=read, stdout=2, start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", RELAY, FATAL, lost], stdin=read, stdout=2, start_new_session=True)
     os.close(read)
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     os.dup2(write, 2)

@@ -24,15 +24,25 @@ LABELS = RNG.integers(0, 10, 200, dtype=np.uint8)
 LOST = (
     "train: one of 3 processes was lost, or did not come within 60 s: nothing was published: start all of them again\n"
 )
-# The stage, with less patience.
+NO_ANSWER = (
+    "train: no process answered at 127.0.1.1: it has ended, or is on another host, whose name must then be an address "
+    "that this one can reach: change it in that host's /etc/hosts; nothing was published\n"
+)
+# The stage, with less patience, and with what a collective may fail with.
 SCRIPT = """
+import os
 import sys
-from stages import command, processes
-from stages.train import train
+import jax
+from stages import command, processes, train
 
 processes.ARRIVAL, processes.HEARTBEAT = int(sys.argv[1]), int(sys.argv[2])
 sys.argv = ["stages/train.py", *sys.argv[3:]]
-command.run(train)
+if "FAILS_WITH" in os.environ:
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError(os.environ["FAILS_WITH"])
+
+    train.check_same_start = fail
+command.run(train.train)
 """
 
 
@@ -267,6 +277,33 @@ def test_processes_with_other_parameters_or_data_refuse_to_train(hosts: Any, sta
             "make them the same and start all processes again\n"
         )
     assert folders[0].outputs() == {}
+
+
+@pytest.mark.fault("processes")
+def test_a_host_known_by_a_loopback_address_is_one_line(hosts: Any, started: list[Any]) -> None:
+    # What gloo says between two hosts that Debian's installer has called 127.0.1.1 in /etc/hosts.
+    error = (
+        "UNKNOWN: Gloo context initialization failed: [external/gloo/gloo/transport/tcp/pair.cc:152] timed out "
+        "connecting: SO_ERROR: Connection refused, remote=[127.0.1.1]:8100"
+    )
+    for host, variables in zip(hosts(2), jax_variables(2), strict=True):
+        started.append(host.start(FAILS_WITH=error, **variables))
+    results = ends(started)
+
+    answers = [stderr for _, _, stderr in results]
+    assert set(answers) <= {NO_ANSWER, LOST.replace("of 3", "of 2")}
+    assert NO_ANSWER in answers
+    assert all(code for code, _, _ in results)
+
+
+@pytest.mark.fault("processes")
+def test_a_host_without_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in jax_variables(2)[0].items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
+    expected = r"name, nowhere\.invalid, to be an address of its own .*, found none: give"
+    with pytest.raises(UserError, match=expected), processes.joined("jax"):
+        pass
 
 
 @pytest.mark.fault("processes")
