@@ -115,10 +115,11 @@ class Classifier(Module):
 
 
 class Trainer:
-    """Fits a classifier for ``max_epochs``, with a validation after each."""
+    """Fits a classifier for ``max_epochs``, with a validation after each; silently where another process tells."""
 
-    def __init__(self, max_epochs: int) -> None:
+    def __init__(self, max_epochs: int, *, silent: bool = False) -> None:
         self.max_epochs = max_epochs
+        self.silent = silent
 
     def fit(self, model: Classifier, data: DataModule) -> list[Epoch]:
         """Train, showing a progress bar with each epoch's losses and accuracy, or one line an epoch in a log.
@@ -136,12 +137,13 @@ class Trainer:
         history: list[Epoch] = []
         self.check_range(max(float(np.abs(np.asarray(p)).max()) for p in model.parameters()), "before the first epoch")
         width = shutil.get_terminal_size().columns  # a terminal that does not tell its own would get an empty line
-        with tqdm(range(1, self.max_epochs + 1), desc="train", unit="epoch", ncols=width, disable=None) as epochs:
+        hidden = self.silent or None  # tqdm hides the bar itself in a log
+        with tqdm(range(1, self.max_epochs + 1), desc="train", unit="epoch", ncols=width, disable=hidden) as epochs:
             for epoch in epochs:
                 history.append(self.fit_epoch(epoch))
                 row = {name: f"{value:.4f}" for name, value in history[-1]._asdict().items() if name != "epoch"}
                 epochs.set_postfix(row)
-                if epochs.disable:
+                if epochs.disable and not self.silent:
                     print(f"train: epoch {epoch}/{self.max_epochs}", *(f"{k} {v}" for k, v in row.items()), flush=True)
         return history
 

@@ -32,7 +32,7 @@ def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -
             num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
         )
         check_same_start(*data.train, *data.validation, np.array(model.room()))
-        history = Trainer(hyper.epochs).fit(model, data)
+        history = Trainer(hyper.epochs, silent=not is_first()).fit(model, data)
         W, b = (np.asarray(parameter) for parameter in model.parameters())
     final = history[-1]._asdict()
     del final["epoch"]
