@@ -4,13 +4,13 @@
 # make report   report.html: all results on one page; REV=main: and what changed since
 # make verify   the same model in every way this machine can train it; EPOCHS=1 for a quick look
 # make bench    how fast, beside what one would use instead; RUNS=1 for a quick look, PARTS="fit floor" for some
-# make reliability  stages and dvc killed at random moments, bad inputs counted; KILLS=10 for a quick look
+# make kills    stages and dvc killed at random moments; KILLS=10 for a quick look
 #
 # Each makes .venv first if it is missing or older than its lock file. EXTRAS=gpu makes it with the CUDA libraries, once;
 # it is kept until .venv is removed.
 
 .DELETE_ON_ERROR:
-.PHONY: repro test compare report verify bench reliability lint lock
+.PHONY: repro test compare report verify bench kills lint lock
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(filter-out gpu,$(EXTRAS)),)
@@ -25,7 +25,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
 repro: $(ENVIRONMENT)
-	@python -m tools.repair
+	@python -m tools.setup.repair
 	dvc repro || { echo "make: to bring back the last commit's results: $(GO_BACK)" >&2; exit 1; }
 GO_BACK = git restore metrics plots dvc.lock && dvc checkout --force
 
@@ -33,24 +33,23 @@ test: $(ENVIRONMENT)
 	python -m pytest
 
 compare: $(ENVIRONMENT)
-	@python -m tools.compare '$(or $(REV),$(error expected a revision to compare with, got none: make compare REV=main))'
+	@python -m tools.results.compare '$(or $(REV),$(error expected a revision to compare with, got none: make compare REV=main))'
 
 report: $(ENVIRONMENT)
-	@python -m tools.report $(REV:%='%')
+	@python -m tools.results.report $(REV:%='%')
 
 verify: $(ENVIRONMENT)
-	@python -m tools.repair
+	@python -m tools.setup.repair
 	dvc repro --quiet resize
-	python -m tools.verify $(EPOCHS:%=--epochs %)
+	python -m tools.proof.verify $(EPOCHS:%=--epochs %)
 
 bench: $(ENVIRONMENT)
-	@python -m tools.repair
+	@python -m tools.setup.repair
 	dvc repro --quiet resize
-	python -m tools.bench $(RUNS:%=--runs %) $(PARTS)
+	python -m tools.proof.bench $(RUNS:%=--runs %) $(PARTS)
 
-reliability: $(ENVIRONMENT)
-	python -m tools.kills $(KILLS:%=--kills %)
-	python -m tools.reliability
+kills: $(ENVIRONMENT)
+	python -m tools.proof.kills $(KILLS:%=--kills %)
 
 lint: $(ENVIRONMENT)
 	ruff format --check .
@@ -67,5 +66,5 @@ lock: $(ENVIRONMENT)
 COMPILE = uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --generate-hashes \
   --no-emit-index-url --custom-compile-command "make lock" --quiet
 
-$(ENVIRONMENT): $(LOCK) tools/environment.sh
-	@sh tools/environment.sh $(LOCK)
+$(ENVIRONMENT): $(LOCK) tools/setup/environment.sh
+	@sh tools/setup/environment.sh $(LOCK)

@@ -1,8 +1,9 @@
-"""The pipeline. Verbs are DVC stages, run as ``python -m stages.<verb> INPUTS OUTPUTS``; nouns are imported by verbs.
+"""The pipeline: five stages, each a module run as ``python -m stages.<verb> INPUTS OUTPUTS``, on three packages.
 
-    download -> resize -> train -> evaluate -> render        the verbs, in data order; they meet only through files
-    command, params, files, idx, dataset                     what a stage is, what it reads, what it writes
-    scaffold, exact, model, model_jax, device, processes     the lesson, its arithmetic, its two frameworks
+    download -> resize -> train -> evaluate -> render    the stages, in data order; they meet only through files
+    runtime                                              which framework, on which devices, in how many processes
+    model                                                the lesson: data set, trainer, model, exact arithmetic
+    core                                                 what every stage stands on: command, params, files, data set
 
-Nouns never import verbs, and verbs never import verbs.
+Stages import packages, ``runtime`` and ``model`` import ``core``, and nothing imports a stage.
 """

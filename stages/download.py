@@ -22,10 +22,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.command import UserError, run
-from stages.files import publish
-from stages.idx import FILES, fault
-from stages.params import load_params
+from stages.core.command import UserError, run
+from stages.core.fashion_mnist import FILES, fault
+from stages.core.files import publish
+from stages.core.params import load_params
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")

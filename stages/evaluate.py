@@ -1,50 +1,25 @@
 r"""Score the validation batch and the whole validation set.
 
     python -m stages.evaluate data/resized data/model.npz \
-        metrics/evaluate.json plots/confusion.csv plots/class_accuracy.csv data/errors.npz
+        metrics/evaluate.json plots/predictions.csv plots/class_accuracy.csv data/errors.npz
 
 With the committed parameters 214 of the first 256 examples are right (0.8359), and 8217 of all 10,000.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.command import UserError, run
-from stages.dataset import FashionMNIST
-from stages.device import load_model
-from stages.exact import K_PARAMETERS, parameter_limit
-from stages.files import csv_bytes, json_bytes, npz_bytes, publish, read_npz
-from stages.idx import CLASS_NAMES
-from stages.params import load_params
-from stages.scaffold import Classifier
-
-Z = 1.959963984540054
-"""The 97.5 % point of the standard normal distribution: two-sided intervals of 95 %."""
-
-
-def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (E. B. Wilson, JASA 22, 1927, pages 209-212)."""
-    p, n = correct / examples, examples
-    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    spread = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return max(centre - spread, 0.0), min(centre + spread, 1.0)
-
-
-def score(right: NDArray[np.bool_], losses: NDArray[np.float64]) -> dict[str, float]:
-    """Summarise which examples were classified rightly (n,) and their losses (n,) as metrics."""
-    correct, examples = int(right.sum()), len(right)
-    low, high = wilson_interval(correct, examples)
-    return {
-        "accuracy": correct / examples,
-        "accuracy_high": high,
-        "accuracy_low": low,
-        "correct": correct,
-        "examples": examples,
-        "loss": float(losses.sum()) / examples,
-    }
+from stages.core.command import UserError, run
+from stages.core.fashion_mnist import CLASS_NAMES
+from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish, read_npz
+from stages.core.params import load_params
+from stages.model.dataset import FashionMNIST
+from stages.model.exact import K_PARAMETERS, parameter_limit
+from stages.model.metrics import score
+from stages.model.scaffold import Classifier
+from stages.runtime.devices import load_model
 
 
 def read_model(path: Path, num_inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -67,7 +42,12 @@ def read_model(path: Path, num_inputs: int) -> tuple[NDArray[np.float64], NDArra
 
 
 def evaluate(
-    resized: Path, model_npz: Path, evaluate_json: Path, confusion_csv: Path, class_accuracy_csv: Path, errors_npz: Path
+    resized: Path,
+    model_npz: Path,
+    evaluate_json: Path,
+    predictions_csv: Path,
+    class_accuracy_csv: Path,
+    errors_npz: Path,
 ) -> None:
     """Write the metrics, each example's actual and predicted class, the classes' accuracy, and the batch's errors."""
     params = load_params()
@@ -95,7 +75,7 @@ def evaluate(
     publish(
         {
             evaluate_json: json_bytes(metrics),
-            confusion_csv: csv_bytes(
+            predictions_csv: csv_bytes(
                 ("actual", "predicted"),
                 ((CLASS_NAMES[a], CLASS_NAMES[p]) for a, p in zip(actual, predicted, strict=True)),
             ),

@@ -1,6 +1,6 @@
 r"""Draw the errors of the validation batch, the learning curves and the confusion matrix.
 
-    python -m stages.render data/errors.npz plots/history.csv plots/confusion.csv \
+    python -m stages.render data/errors.npz plots/history.csv plots/predictions.csv \
         plots/errors.png plots/curves.png plots/confusion.png
 
 The bytes of a picture depend on nothing but the data and the pinned matplotlib: its built-in style and fonts, no
@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from stages.command import UserError, run  # before matplotlib, of whose remarks it takes care
+from stages.core.command import UserError, run  # before matplotlib, of whose remarks it takes care
 
 # isort: split
 import matplotlib
@@ -23,16 +23,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from stages.files import publish, read_npz
-from stages.idx import CLASS_NAMES
-from stages.params import load_params
+from stages.core.fashion_mnist import CLASS_NAMES
+from stages.core.files import publish, read_csv, read_npz
+from stages.core.params import MAX_ROWS, load_params
 
 DPI = 150
 IMAGE_PIXELS = 160
 """About the side of an image in the error grid; it is drawn at a whole multiple of its own size, so every pixel of it
 is an equal square."""
 MARGIN, CAPTION, HEADER = 10, 50, 90  # pixels: around a tile, for its two lines, above the grid
-MAX_ROWS = 50  # about 12,000 pixels: browsers open no picture much taller
 PREDICTED, TRUE = "#b3261e", "#1a1a1a"
 Z_RLE = 3
 """zlib's strategy that only looks for runs: the others' matches may differ with the processor's instructions."""
@@ -119,34 +118,18 @@ def confusion_matrix(actual: pd.Series, predicted: pd.Series) -> Figure:
     return figure
 
 
-def read_csv(path: Path, columns: list[str]) -> Any:
-    """Read a CSV that another stage wrote.
-
-    Raises:
-        UserError: The file is missing, or its columns are others.
-    """
-    try:
-        table = pd.read_csv(path)
-    except (FileNotFoundError, ValueError) as error:
-        found = " ".join(str(error).split())
-        raise UserError(f"{path}: expected a CSV file, found {found}: run `dvc repro` to make it again") from None
-    if list(table.columns) != columns:
-        raise UserError(f"{path}: expected the columns {columns}, found {list(table.columns)}: run `dvc repro`")
-    return table
-
-
 def render(
-    errors_npz: Path, history_csv: Path, confusion_csv: Path, errors_png: Path, curves_png: Path, confusion_png: Path
+    errors_npz: Path, history_csv: Path, predictions_csv: Path, errors_png: Path, curves_png: Path, confusion_png: Path
 ) -> None:
     """Write the three pictures."""
     columns = load_params().render.columns
     shape = {"actual": ("uint8", (None,)), "predicted": ("uint8", (None,))}
     images, actual, predicted = read_npz(errors_npz, images=("uint8", (None, None, None)), **shape)
     history = read_csv(history_csv, ["epoch", "train_loss", "validation_loss", "validation_accuracy"])
-    confusion = read_csv(confusion_csv, ["actual", "predicted"])
+    confusion = read_csv(predictions_csv, ["actual", "predicted"])
     unknown = {*confusion["actual"], *confusion["predicted"]} - {*CLASS_NAMES}
     if unknown:
-        raise UserError(f"{confusion_csv}: expected the names of the ten classes, found {min(map(str, unknown))!r}")
+        raise UserError(f"{predictions_csv}: expected the names of the ten classes, found {min(map(str, unknown))!r}")
     if max(actual.max(initial=0), predicted.max(initial=0)) >= len(CLASS_NAMES):
         raise UserError(f"{errors_npz}: expected labels from 0 to {len(CLASS_NAMES) - 1}, found larger ones")
     # A user's matplotlibrc must not reach the pictures.

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.command import run
-from stages.files import npz_bytes, publish
-from stages.idx import read_idx
-from stages.params import load_params
+from stages.core.command import run
+from stages.core.fashion_mnist import read_idx
+from stages.core.files import npz_bytes, publish
+from stages.core.params import load_params
 
 CHUNK = 1000
 """Images resized at a time, so that the float64 intermediates stay in the cache and out of the way."""

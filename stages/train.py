@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.command import run
-from stages.dataset import FashionMNIST
-from stages.device import load_model
-from stages.files import csv_bytes, json_bytes, npz_bytes, publish
-from stages.idx import CLASS_NAMES
-from stages.params import load_params
-from stages.processes import check_same_start, is_first, joined
-from stages.scaffold import Epoch, Trainer
+from stages.core.command import run
+from stages.core.fashion_mnist import CLASS_NAMES
+from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish
+from stages.core.params import load_params
+from stages.model.dataset import FashionMNIST
+from stages.model.scaffold import Epoch, Trainer
+from stages.runtime.devices import load_model
+from stages.runtime.distributed import check_same_start, is_first, joined
 
 
 def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -> None:

@@ -47,17 +47,6 @@ PARAMETERS = {
 """Those of the small pipeline, so that a user's params.yaml cannot fail a test."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(kind): gives bad input of this kind, or a bad place to run in")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        marker = item.get_closest_marker("fault")
-        if marker:
-            item.user_properties.append(("fault", marker.args[0]))  # in the XML that --junit-xml writes
-
-
 @dataclass(frozen=True)
 class Reproduction:
     """What one ``dvc repro`` printed, and with it which stages it ran, took from the run cache, or left alone."""
@@ -182,12 +171,14 @@ def reproduced(source: Repository, tmp_path_factory: pytest.TempPathFactory) -> 
         if (ROOT / name).is_file() and not name.startswith(("dvc.lock", "metrics/", "plots/")):
             (small.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, small.root / name)
-    small.append("stages/idx.py", "\n")
+    small.append("stages/core/fashion_mnist.py", "\n")
     for name, array in small_data_set().items():
         content = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
         (published / name).write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        small.append("stages/idx.py", f'FILES["{name}"] = Published(\n    {array.shape},\n    "{sha256}",\n)')
+        small.append(
+            "stages/core/fashion_mnist.py", f'FILES["{name}"] = Published(\n    {array.shape},\n    "{sha256}",\n)'
+        )
     for name, value in PARAMETERS.items():
         small.set_parameter(name, value)
     small.git("init", "--quiet")

@@ -23,9 +23,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
 
 from stages import download
-from stages.command import UserError
+from stages.core.command import UserError
+from stages.core.fashion_mnist import FILES, Published
 from stages.download import SOURCES, SourceError, debian_package, download_registered, read_source, tensorflow_datasets
-from stages.idx import FILES, Published
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMED, INSTALLED, REGISTRY, DEBIAN = SOURCES
@@ -155,7 +155,6 @@ DAMAGES = {
 }
 
 
-@pytest.mark.fault("archives")
 @pytest.mark.parametrize(("name", "content", "reason"), DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
     workplace, monkeypatch, capsys, name, content, reason
@@ -170,7 +169,6 @@ def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
     assert tree(workplace / "raw") == CONTENTS
 
 
-@pytest.mark.fault("sources")
 def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
     incomplete = write(tmp_path / "mirror", {name: CONTENTS[name] for name in list(CONTENTS)[:3]})
     last = list(CONTENTS)[3]
@@ -180,7 +178,6 @@ def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
         read_source(tmp_path / "none")
 
 
-@pytest.mark.fault("sources")
 @pytest.mark.parametrize("before", [None, {"train-images-idx3-ubyte": b"old"}])
 def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_written(workplace, monkeypatch, before):
     monkeypatch.setenv("FASHION_MNIST_DIR", "")
@@ -198,7 +195,6 @@ def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_writte
     assert not tree(workplace / "scratch")
 
 
-@pytest.mark.fault("parameters")
 def test_a_fault_in_params_yaml_is_found_before_any_source_is_asked(workplace, capsys):
     (workplace / "params.yaml").write_text("")
     with pytest.raises(UserError, match=r"params\.yaml: expected the keys"):
@@ -291,7 +287,6 @@ def test_the_download_manager_brings_the_registered_files_under_their_names(serv
     assert {name: (tmp_path / name).read_bytes() for name in GZIPPED} == GZIPPED
 
 
-@pytest.mark.fault("sources")
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -311,7 +306,6 @@ def test_the_download_manager_refuses_a_file_that_is_not_the_registered_one(serv
     assert address in message
 
 
-@pytest.mark.fault("sources")
 def test_the_download_manager_refuses_an_address_that_is_not_registered(server, tmp_path):
     with pytest.raises(SystemExit, match=r"^1$"):
         download_registered([f"{server.addresses[0]}?other"], tmp_path)
@@ -323,7 +317,6 @@ def test_the_registered_files_arrive_through_a_process_of_its_own(server, tmp_pa
     assert read_source(tensorflow_datasets(tmp_path)) == CONTENTS
 
 
-@pytest.mark.fault("sources")
 def test_the_reason_of_a_failed_download_comes_back_from_its_process(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_registered", download_locally_registered)
     server.files[f"{FIRST}.gz"] = b"<!DOCTYPE html>"
@@ -331,14 +324,12 @@ def test_the_reason_of_a_failed_download_comes_back_from_its_process(server, tmp
         tensorflow_datasets(tmp_path)
 
 
-@pytest.mark.fault("sources")
 def test_a_killed_download_is_said_to_have_broken_off(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_registered", break_off)
     with pytest.raises(SourceError, match=r"^the download broke off$"):
         tensorflow_datasets(tmp_path)
 
 
-@pytest.mark.fault("sources")
 def test_a_stalled_download_is_given_up_and_its_process_ended(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_registered", download_locally_registered)
     monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
@@ -415,7 +406,6 @@ def both_hashes(name, content):
     return f"has wrong checksum: .*size={len(GZIPPED[name])}, checksum='{expected}'.* Got: .*size=.*'{found}'"
 
 
-@pytest.mark.fault("archives")
 @pytest.mark.parametrize("content", OTHER_FILES.values(), ids=OTHER_FILES)
 def test_a_served_file_that_is_another_is_refused_with_both_hashes_and_the_next_source_asked(
     registry, refusal, content
@@ -426,7 +416,6 @@ def test_a_served_file_that_is_another_is_refused_with_both_hashes_and_the_next_
     assert re.search(both_hashes(SECOND, content), reason)
 
 
-@pytest.mark.fault("sources")
 def test_images_and_labels_that_are_swapped_are_refused_and_the_next_source_asked(registry, refusal):
     registry.files |= {f"{FIRST}.gz": GZIPPED[SECOND], SECOND: GZIPPED[f"{FIRST}.gz"]}
     reason = refusal()
@@ -434,7 +423,6 @@ def test_images_and_labels_that_are_swapped_are_refused_and_the_next_source_aske
     assert re.search(both_hashes(name, registry.files[name]), reason)
 
 
-@pytest.mark.fault("sources")
 @pytest.mark.parametrize(
     ("name", "answers", "said"),
     [
@@ -462,7 +450,6 @@ def test_redirections_are_followed_to_the_file(registry, workplace, capsys):
     assert tree(workplace / "raw") == CONTENTS
 
 
-@pytest.mark.fault("sources")
 @pytest.mark.parametrize(("answer", "said"), [(stall, r"no data for 1 s after \d+ bytes"), (endless, r"\d+ bytes")])
 def test_a_download_without_end_is_given_up_and_the_next_source_asked(
     server, workplace, refusal, monkeypatch, answer, said
@@ -511,7 +498,6 @@ def test_a_download_slower_than_the_limit_is_not_given_up_while_bytes_arrive(tri
     assert state.now > 5 * download.STALL_SECONDS
 
 
-@pytest.mark.fault("sources")
 def test_a_download_that_falls_silent_is_given_up_with_the_bytes_it_brought(trickle, tmp_path):
     (tmp_path / "folder").mkdir()  # no bytes of a file
     state = trickle(3, ends=False)
@@ -536,7 +522,6 @@ def test_what_vanishes_while_the_download_is_measured_is_no_failure(trickle, tmp
     assert tensorflow_datasets(tmp_path) == tmp_path
 
 
-@pytest.mark.fault("sources")
 def test_a_host_that_refuses_a_connection_is_named(server, tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/{FIRST}.gz"
@@ -545,7 +530,6 @@ def test_a_host_that_refuses_a_connection_is_named(server, tmp_path, monkeypatch
         tensorflow_datasets(tmp_path)
 
 
-@pytest.mark.fault("sources")
 def test_a_host_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
@@ -555,7 +539,6 @@ def test_a_host_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
             tensorflow_datasets(tmp_path)
 
 
-@pytest.mark.fault("sources")
 def test_a_host_without_the_file_is_named_with_its_answer(server, tmp_path):
     server.files = {}
     with pytest.raises(SourceError, match=f"^{server.addresses[0]}: HTTPError: 404 "):
@@ -605,7 +588,6 @@ def test_the_debian_package_is_fetched_and_unpacked_below_the_scratch_directory(
         assert f"-o Dir::State::Lists={scratch}/lists -o Dir::Cache={scratch}/cache " in line
 
 
-@pytest.mark.fault("sources")
 @pytest.mark.parametrize(
     ("apt_get", "dpkg_deb", "reason"),
     [
@@ -623,7 +605,6 @@ def test_a_command_that_fails_is_named_with_its_last_line(scratch, commands, apt
         debian_package(scratch)
 
 
-@pytest.mark.fault("sources")
 def test_a_command_that_does_not_end_is_given_up(scratch, commands, monkeypatch):
     monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
     commands({"apt-get": "exec sleep 600", "dpkg-deb": ""})
@@ -631,7 +612,6 @@ def test_a_command_that_does_not_end_is_given_up(scratch, commands, monkeypatch)
         debian_package(scratch)
 
 
-@pytest.mark.fault("sources")
 @pytest.mark.parametrize("present", [[], ["apt-get"], ["dpkg-deb"]])
 def test_without_both_commands_the_source_refuses(tmp_path, scratch, commands, monkeypatch, present):
     commands(dict.fromkeys(present, ""))

@@ -3,16 +3,14 @@
 import ast
 import json
 import re
-import shutil
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from stages.params import YAML12Loader
+from stages.core.params import YAML12Loader
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -22,9 +20,20 @@ LOCKS = {  # a list of entries for each: a requirement and its hashes, without t
     path.name: re.sub(r"^ *#.*\n", "", path.read_text(), flags=re.MULTILINE).replace("\\\n", " ").splitlines()
     for path in sorted(ROOT.glob("requirements*.lock"))
 }
-MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "stages").glob("*.py"))}
-TOOLS = [ast.parse(path.read_text()) for path in sorted((ROOT / "tools").glob("*.py"))]
-CALLS = [node for tree in (*MODULES.values(), *TOOLS) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def modules(package):
+    """The syntax trees of a package's modules by their names, without the package's own."""
+    paths = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT / package).with_suffix("").parts) for path in paths]
+    return {
+        name.removesuffix(".__init__"): ast.parse(path.read_text()) for name, path in zip(names, paths, strict=True)
+    }
+
+
+MODULES, TOOLS = modules("stages"), modules("tools")
+ROOMS = ("core", "model", "runtime")
+CALLS = [node for tree in (*MODULES.values(), *TOOLS.values()) for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
 def paths(stage, *kinds):
@@ -35,17 +44,21 @@ def paths(stage, *kinds):
 
 def imported(module):
     """The modules of stages/ that one of them imports, anywhere in it, or names in full to have it imported."""
+    return in_package("stages", MODULES[module]) & MODULES.keys() - {"__init__"}
+
+
+def in_package(package, tree):
+    """The names below ``package`` that a module imports, anywhere in it, or has in a string of its own."""
     names = set()
-    for node in ast.walk(MODULES[module]):
+    for node in ast.walk(tree):
         match node:
             case ast.Import():
                 names |= {alias.name for alias in node.names}
             case ast.ImportFrom():
-                package = ".".join(filter(None, ["stages" * bool(node.level), node.module]))
-                names |= {package} | {f"{package}.{alias.name}" for alias in node.names}
+                names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
             case ast.Constant(value=str(name)):
                 names.add(name)
-    return {name.removeprefix("stages.") for name in names if name.startswith("stages.")} & MODULES.keys()
+    return {name.removeprefix(f"{package}.") for name in names if name.startswith(f"{package}.")}
 
 
 def closure(module):
@@ -88,19 +101,46 @@ def test_no_module_imports_a_stage():
     assert {name: stages for name in MODULES if (stages := imported(name) & STAGES.keys())} == {}
 
 
-def test_the_package_itself_is_only_a_docstring_and_so_no_dependency():
-    (docstring,) = MODULES["__init__"].body
-    assert ast.unparse(docstring) == repr(ast.get_docstring(MODULES["__init__"], clean=False))
+def room(module):
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("importer", "allowed"), [("core", {"core"}), ("model", {"core", "model"}), ("runtime", {"core", "runtime"})]
+)
+def test_a_room_imports_only_itself_and_what_is_below_it(importer, allowed):
+    rooms = {room(name) for module in MODULES if room(module) == importer for name in imported(module)}
+    assert rooms <= allowed
+
+
+def test_imports_never_go_in_a_circle():
+    assert [name for name in MODULES if any(name in closure(other) for other in imported(name))] == []
+
+
+def test_tools_import_each_other_only_in_their_own_room_or_from_common_and_stages_import_none():
+    crossing = {
+        name: others
+        for name, tree in TOOLS.items()
+        if (others := {other for other in in_package("tools", tree) if room(other) not in (room(name), "common")})
+    }
+    assert crossing == {}
+    assert {name for name, tree in MODULES.items() if in_package("tools", tree)} == set()
+
+
+@pytest.mark.parametrize("package", ["__init__", *ROOMS])
+def test_a_package_itself_is_only_a_docstring(package):
+    (docstring,) = MODULES[package].body
+    assert ast.unparse(docstring) == repr(ast.get_docstring(MODULES[package], clean=False))
 
 
 def test_every_module_is_needed_by_a_stage():
-    assert set().union(*map(closure, STAGES)) | {"__init__"} == MODULES.keys()
+    assert set().union(*map(closure, STAGES)) | {"__init__", *ROOMS} == MODULES.keys()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_code_dependencies_of_a_stage_are_its_module_and_all_that_it_imports(stage):
-    declared = [path for path in paths(stage, "deps") if path.startswith("stages/")]
-    assert sorted(declared) == sorted(f"stages/{name}.py" for name in closure(stage))
+def test_the_code_dependencies_of_a_stage_are_its_module_and_the_rooms_from_which_it_imports(stage):
+    declared = {path for path in paths(stage, "deps") if path.startswith("stages/")}
+    assert declared == {f"stages/{stage}.py"} | {f"stages/{room(name)}" for name in closure(stage) - {stage}}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -149,22 +189,10 @@ def test_dvc_accepts_dvc_yaml_and_sees_the_stages_in_data_order(pipeline):
 ALL = "download resize train evaluate render"
 AFTER_A_COMMENT = [
     ("__init__", ""),
-    ("command", ALL),
-    ("dataset", "train evaluate"),
-    ("device", "train evaluate"),
-    ("download", "download"),
-    ("evaluate", "evaluate"),
-    ("exact", "train evaluate"),
-    ("files", ALL),
-    ("idx", ALL),
-    ("model", "train evaluate"),
-    ("model_jax", "train evaluate"),
-    ("params", ALL),
-    ("processes", "train evaluate"),
-    ("render", "render"),
-    ("resize", "resize"),
-    ("scaffold", "train evaluate"),
-    ("train", "train"),
+    ("core/command", ALL),
+    ("model/softmax_jax", "train evaluate"),
+    ("runtime/devices", "train evaluate"),
+    *((stage, stage) for stage in STAGES),
 ]
 AFTER_ANOTHER_RUNTIME = [  # which changes no result
     ("runtime.framework", "tensorflow", "train evaluate"),
@@ -192,9 +220,8 @@ def assert_undoing_takes_from_the_run_cache(pipeline, path, stages):
     assert pipeline.changed() == set()
 
 
-def test_the_tables_have_every_module_and_every_parameter():
+def test_the_tables_have_every_parameter():
     parameters = [f"{section}.{key}" for section, values in PARAMETERS.items() for key in values]
-    assert [module for module, _ in AFTER_A_COMMENT] == list(MODULES)
     assert [name for name, *_ in AFTER_ANOTHER_RUNTIME + AFTER_ANOTHER_VALUE] == parameters
 
 
@@ -208,12 +235,12 @@ def test_a_comment_reruns_the_stages_that_import_the_module(pipeline, module, st
 
 def test_comments_change_no_output(pipeline):
     outputs = pipeline.outputs()
-    modules = {f"stages/{module}.py" for module in MODULES}
-    for path in modules:
+    edited = {str(path.relative_to(pipeline.root)) for path in (pipeline.root / "stages").rglob("*.py")}
+    for path in edited:
         pipeline.append(path, "# A comment.")
     assert pipeline.repro().ran == ALL.split()
     assert pipeline.outputs() == outputs
-    assert pipeline.changed() == modules | {"dvc.lock"}
+    assert pipeline.changed() == edited | {"dvc.lock"}
     assert_undoing_takes_from_the_run_cache(pipeline, "stages", ALL)
 
 
@@ -242,16 +269,22 @@ def test_nothing_reruns_when_nothing_changed(pipeline):
     assert "Data and pipelines are up to date." in again.output
 
 
-def test_bytecode_beside_code_and_data_reruns_nothing(pipeline, tmp_path):
-    copy = replace(pipeline, root=shutil.copytree(pipeline.root, tmp_path / "copy"))
-    for folder in ("stages", "data", "data/raw", "data/resized"):
-        for name in ("__pycache__/train.cpython-39.pyc", "train.pyc"):
-            path = copy.root / folder / name
+def test_what_editors_and_python_leave_beside_code_and_data_reruns_nothing(pipeline):
+    for folder in ("data", "data/raw", "data/resized"):
+        for name in ("__pycache__/train.cpython-39.pyc", "train.pyc", ".DS_Store"):
+            path = pipeline.root / folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"no data")
+    beside = ("params.py~", "params.py.orig", ".params.py.swp", "#params.py#", "notes.md", "train.pyc", ".DS_Store")
+    for folder in (f"stages/{room}" for room in ROOMS):
+        for name in (*beside, ".ipynb_checkpoints/params-checkpoint.py", "__pycache__/params.cpython-39.pyc"):
+            path = pipeline.root / folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b"no code")
-    again = copy.repro()
+        (pipeline.root / folder / ".#params.py").symlink_to("user@host.1234")  # Emacs's lock leads nowhere
+    again = pipeline.repro()
     assert (again.ran, again.cached, again.skipped) == ([], [], list(STAGES))
-    assert copy.changed() == set()
+    assert "dvc.lock" not in pipeline.changed()
 
 
 # What a clone without data can tell, and the way back.

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import params
+from stages.core import params
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -80,7 +80,7 @@ def test_the_model_card_has_the_committed_metrics_and_the_failures_of_each_class
         interval = f"{scalars['accuracy_low']:.4f} to {scalars['accuracy_high']:.4f}"
         assert rows[name] == [f"{scalars['accuracy']:.4f}", interval, f"{scalars['loss']:.6f}"]
 
-    predictions = pd.read_csv(ROOT / "plots/confusion.csv")
+    predictions = pd.read_csv(ROOT / "plots/predictions.csv")
     for name, predicted in predictions.groupby("actual")["predicted"]:
         wrong = predicted[predicted != name].value_counts()
         accuracy, taken_for = rows[str(name)]

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import command
-from stages.command import UserError
-from stages.device import FRAMEWORKS
+from stages.core import command
+from stages.core.command import UserError
+from stages.runtime.devices import FRAMEWORKS
 from stages.train import train
-from tools import oracle
+from tools.proof import oracle
 
 OUTPUTS = ("data/model.npz", "metrics/train.json", "plots/history.csv")
 RNG = np.random.default_rng(0)
@@ -121,7 +121,6 @@ def test_divergence_is_seen_in_a_streamed_epoch(folder: Path, monkeypatch: pytes
         run()
 
 
-@pytest.mark.fault("divergence")
 @pytest.mark.parametrize("framework", ["tensorflow", "jax"])
 @pytest.mark.parametrize(
     ("values", "when", "advice"),
@@ -145,7 +144,6 @@ def test_divergence_stops_and_leaves_the_outputs_alone(
     assert not Path("metrics").exists()
 
 
-@pytest.mark.fault("divergence")
 def test_divergence_is_one_line_and_exit_code_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_params(runtime_framework="jax", train_lr=1000)
     monkeypatch.setattr(sys, "argv", ["stages/train.py", "data/resized", *OUTPUTS])
@@ -156,7 +154,6 @@ def test_divergence_is_one_line_and_exit_code_1(folder: Path, monkeypatch: pytes
     assert "\n" not in str(caught.value.code)
 
 
-@pytest.mark.fault("parameters")
 def test_faulty_params_stop_before_any_work(folder: Path) -> None:
     set_params(render_columns=0)
 
@@ -165,7 +162,6 @@ def test_faulty_params_stop_before_any_work(folder: Path) -> None:
     assert not Path("metrics").exists()
 
 
-@pytest.mark.fault("archives")
 def test_missing_data_is_named(folder: Path) -> None:
     Path("data/resized/train.npz").unlink()
 

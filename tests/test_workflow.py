@@ -24,7 +24,7 @@ def link_environment(root: Path) -> None:
     (root / ".venv").mkdir()
     for path in Path(sys.prefix).iterdir():
         (root / ".venv" / path.name).symlink_to(path)
-    for name in ("requirements.lock", "tools/environment.sh"):
+    for name in ("requirements.lock", "tools/setup/environment.sh"):
         os.utime(root / name, (0, 0))
 
 

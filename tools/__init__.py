@@ -1,1 +1,1 @@
-"""Commands for people and CI that are no stages, one file each."""
+"""Commands around the pipeline. They import ``stages``, never the other way, and each other only through ``common``."""

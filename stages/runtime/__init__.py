@@ -1,0 +1,1 @@
+"""Where a stage computes: framework, devices and processes."""

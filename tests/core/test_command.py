@@ -1,0 +1,118 @@
+"""A stage as a process: what a user sees on stderr and what DVC sees as the exit code."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = """
+import signal
+from pathlib import Path
+from stages.core.command import UserError, run
+
+def stage(raw, resized):
+    {}
+
+run(stage)
+"""
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    """Start a stage named ``probe`` whose body is the given statement."""
+
+    def start(body, *paths):
+        (tmp_path / "probe.py").write_text(PROBE.format(body))
+        return subprocess.Popen(
+            [sys.executable, "-m", "probe", *paths],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def outcome(start):
+    """Run a stage to its end and return exit code, stdout and stderr."""
+
+    def outcome(body, *paths):
+        process = start(body, *paths)
+        stdout, stderr = process.communicate()
+        return process.returncode, stdout, stderr
+
+    return outcome
+
+
+def test_a_stage_gets_its_paths_in_order_and_succeeds_silently(outcome):
+    assert outcome("print(repr((raw, resized)))", "a", "b c/d") == (0, "(PosixPath('a'), PosixPath('b c/d'))\n", "")
+
+
+def test_at_the_end_of_a_stage_no_object_is_left_to_look_through(outcome):
+    body = "import atexit, gc; atexit.register(lambda: print(len(gc.get_objects()) < gc.get_freeze_count() / 100))"
+    assert outcome(body, "a", "b") == (0, "True\n", "")
+
+
+@pytest.mark.parametrize("paths", [(), ("a",), ("a", "b", "c")])
+def test_a_wrong_number_of_paths_is_refused_with_the_usage_and_the_stage_is_not_run(outcome, paths):
+    usage = f"probe: expected 2 paths, got {len(paths)}: python -m stages.probe RAW RESIZED\n"
+    assert outcome("print('ran')", *paths) == (1, "", usage)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raise UserError('params.yaml: expected a file')", "probe: params.yaml: expected a file"),
+        ("raise UserError('expected ≤ 1') from KeyError('cause')", "probe: expected ≤ 1"),
+    ],
+)
+def test_a_fault_the_user_can_mend_is_one_line_and_exit_code_1(outcome, body, line):
+    assert outcome(body, "a", "b") == (1, "", f"{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raw.read_bytes()", "probe: a: No such file or directory"),
+        ("Path('.').write_bytes(b'')", "probe: .: Is a directory"),
+        ("raw.rename(resized)", "probe: a: No such file or directory"),
+        ("raise OSError(28, 'No space left on device')", "probe: No space left on device"),
+        ("raise OSError('the disk is on fire')", "probe: the disk is on fire"),
+    ],
+)
+def test_a_fault_of_the_system_is_one_line_with_the_way_back(outcome, body, line):
+    way_back = "`git restore metrics plots dvc.lock && dvc checkout --force` brings back the last commit's results"
+    assert outcome(body, "a", "b") == (1, "", f"{line}: mend that and run `dvc repro`; {way_back}\n")
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(start):
+    # A shell may have started the tests with SIGINT ignored, and Python then leaves it so.
+    ready = "signal.signal(signal.SIGINT, signal.default_int_handler); print('ready', flush=True); signal.pause()"
+    process = start(ready, "a", "b")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "probe: interrupted: run `dvc repro` to go on\n")
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("body", "last"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("{}['W']", "KeyError: 'W'"),
+        ("raise ValueError('shape')", "ValueError: shape"),
+        ("assert raw == resized, 'ours'", "AssertionError: ours"),
+    ],
+)
+def test_a_defect_keeps_its_traceback_down_to_the_line(outcome, body, last):
+    returncode, stdout, stderr = outcome(body, "a", "b")
+    assert (returncode, stdout) == (1, "")
+    assert stderr.startswith("Traceback (most recent call last):\n")
+    assert f"\n    {body}\n" in stderr
+    assert stderr.endswith(f"\n{last}\n")

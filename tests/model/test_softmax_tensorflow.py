@@ -1,0 +1,244 @@
+"""The lesson in both frameworks: the book's golden numbers, closed forms, and the oracle's bits."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from stages.model import exact
+from stages.runtime.devices import load_model
+from tools.proof import oracle
+
+RNG = np.random.default_rng(7)
+IMAGES = RNG.integers(0, 256, (300, 6, 5), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, 300, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "jax"])
+def lesson(request: pytest.FixtureRequest) -> Any:
+    module = load_model(request.param, "cpu")
+    module.framework = request.param
+    return module
+
+
+def logits_gradient(
+    lesson: Any, logits: np.ndarray, y: np.ndarray, k: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """The gradient of the mean cross-entropy at the logits (q, n), by automatic differentiation."""
+    weights = np.full(len(y), 1 / len(y)) if weights is None else weights
+    if lesson.framework == "jax":
+        import jax
+
+        loss = lambda o: lesson.cross_entropy(lesson.softmax(lesson.exact_gradient(o, k)), y, weights)  # noqa: E731
+        return np.asarray(jax.grad(loss)(jax.numpy.asarray(logits)))
+    import tensorflow as tf
+
+    variable = tf.Variable(logits)
+    with tf.GradientTape() as tape:
+        loss = lesson.cross_entropy(lesson.softmax(lesson.exact_gradient(variable, k)), y, weights)
+    return tape.gradient(loss, variable).numpy()
+
+
+def fit(lesson: Any, *, epochs: int, batch_size: int, seed: int, lr: float, sigma: float, n: int = 300) -> oracle.Run:
+    model = lesson.SoftmaxRegressionScratch(30, 10, lr, sigma, batch_size=batch_size, seed=seed)
+    X, y = model.to_device(IMAGES[:n]), model.to_device(LABELS[:n])
+    rng = np.random.default_rng([seed, 1])
+    orders = (model.to_device(rng.permutation(n).astype(np.int32)) for _ in range(epochs))
+    losses = [float(model.fit_epoch(X, y, order)[0]) / n for order in orders]
+    return oracle.Run(*(np.asarray(parameter) for parameter in model.parameters()), losses)
+
+
+def assert_same_bits(found: oracle.Run, expected: oracle.Run) -> None:
+    assert found.W.tobytes() == expected.W.tobytes()
+    assert found.b.tobytes() == expected.b.tobytes()
+    assert found.losses == expected.losses
+
+
+def test_sums_along_an_axis_keep_it(lesson: Any) -> None:
+    X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    if lesson.framework == "jax":
+        import jax.numpy as jnp
+
+        columns, rows = jnp.sum(X, 0, keepdims=True), jnp.sum(X, 1, keepdims=True)
+    else:
+        import tensorflow as tf
+
+        columns, rows = tf.reduce_sum(X, 0, keepdims=True), tf.reduce_sum(X, 1, keepdims=True)
+    assert np.asarray(columns).tolist() == [[5, 7, 9]]
+    assert np.asarray(rows).tolist() == [[6], [15]]
+
+
+def test_softmax_columns_are_non_negative_and_sum_to_one(lesson: Any) -> None:
+    X_prob = np.asarray(lesson.softmax(np.random.default_rng(0).random((5, 2))))
+
+    assert X_prob.shape == (5, 2)
+    assert (X_prob > 0).all()
+    # Each of the five probabilities is rounded by at most half a step of the grid.
+    assert (np.abs(X_prob.sum(axis=0) - 1) <= 5 * 2.0**-25).all()
+
+
+def test_softmax_of_equal_logits_is_uniform(lesson: Any) -> None:
+    assert np.asarray(lesson.softmax(np.full((4, 1), 3.5))).tolist() == [[0.25]] * 4
+
+
+def test_softmax_of_extreme_logits_is_finite_and_never_below_one_step(lesson: Any) -> None:
+    y_hat = np.asarray(lesson.softmax(np.array([[1000.0, -1000.0, 0.0], [-1000.0, -1000.0, -1000.0]]).T)).T
+
+    assert y_hat[0].tolist() == [1.0, 2.0**-24, 2.0**-24]
+    assert y_hat[1].tolist() == [round(2**24 / 3) / 2**24] * 3
+
+
+def test_softmax_does_not_change_when_all_logits_shift(lesson: Any) -> None:
+    X = exact.snap(np.round, np.random.default_rng(1).standard_normal((10, 20)), 26)
+
+    assert np.array_equal(lesson.softmax(X), lesson.softmax(X + 64))
+
+
+def test_cross_entropy_of_the_book_s_two_examples(lesson: Any) -> None:
+    y_hat, y, weights = np.array([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]]).T, np.array([0, 2]), np.full(2, 0.5)
+
+    assert np.asarray(lesson.picked(y_hat, y)).tolist() == [0.1, 0.5]
+    # Two logarithms, each within two units in the last place, and one division.
+    loss = float(lesson.cross_entropy(y_hat, y, weights))
+    assert loss == pytest.approx(-(math.log(0.1) + math.log(0.5)) / 2, rel=1e-15)
+    assert np.float32(loss) == np.float32(1.4978662)  # as the book's float32 prints it
+    assert float(lesson.cross_entropy(y_hat, y, np.array([0.0, 1.0]))) == pytest.approx(-math.log(0.5), rel=1e-15)
+
+
+def test_loss_at_zero_weights_is_the_logarithm_of_the_number_of_classes(lesson: Any) -> None:
+    model = lesson.SoftmaxRegressionScratch(30, 10, lr=0.1, sigma=0)
+    _, losses = model.validation_step(model.to_device(IMAGES), model.to_device(LABELS))
+
+    # p = 0.1 is rounded by at most 2^-25, and -log p by at most 2^-21.
+    assert np.abs(np.asarray(losses) - math.log(10)).max() <= 10 * 2.0**-25 + 2.0**-21
+
+
+def test_cross_entropy_agrees_with_the_framework_s_own(lesson: Any) -> None:
+    logits = np.random.default_rng(2).uniform(-2, 2, (50, 10))
+    y = LABELS[:50].astype(np.int32)
+    if lesson.framework == "jax":
+        import jax
+
+        own = -jax.nn.log_softmax(logits)[np.arange(50), y].mean()
+    else:
+        import tensorflow as tf
+
+        own = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits))
+
+    # Logits round by 2^-21, exponentials >= e^-4 by 2^-23 and probabilities >= e^-4/10 by 2^-25.
+    bound = 2 * (2.0**-21 + math.e**4 * 2.0**-23) + 10 * math.e**4 * 2.0**-25
+    assert abs(float(lesson.cross_entropy(lesson.softmax(logits.T), y, np.full(50, 1 / 50))) - float(own)) <= bound
+
+
+@pytest.mark.parametrize("m", [1, 3, 96, 256])
+def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: int) -> None:
+    logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((m, 10)), 26)
+    y = np.random.default_rng(m).integers(0, 10, m)
+    k = exact.gradient_exponent(m)
+    onehot = np.eye(10)[y]
+
+    expected = oracle.snap((oracle.softmax(logits) - onehot) / m, k)
+    assert logits_gradient(lesson, logits.T, y, k).T.tobytes() == (expected + 0.0).tobytes()
+
+
+@pytest.mark.parametrize("m", [1, 3, 96, 255])
+def test_what_fills_up_a_minibatch_leaves_the_gradient_of_its_examples_as_it_is(lesson: Any, m: int) -> None:
+    logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((10, 256)), 26)
+    y, weights = np.random.default_rng(m).integers(0, 10, 256), (np.arange(256) < m) / m
+    k = exact.gradient_exponent(256)
+
+    alone = logits_gradient(lesson, logits[:, :m], y[:m], k)
+    filled = logits_gradient(lesson, logits, y, k, weights)
+    assert filled[:, :m].tobytes() == alone.tobytes()
+    assert not filled[:, m:].any()
+
+
+def test_gradient_of_a_hopeless_example_is_alive(lesson: Any) -> None:
+    gradient = logits_gradient(lesson, np.array([[1000.0], [-1000.0]]), np.array([1]), 24)
+
+    assert gradient.tolist() == [[1.0], [2.0**-24 - 1]]
+
+
+def test_initial_parameters_have_the_oracle_s_bits(lesson: Any) -> None:
+    W, b = lesson.SoftmaxRegressionScratch(30, 10, lr=0.1, sigma=0.01, seed=3).parameters()
+
+    assert np.asarray(W).shape == (30, 10)
+    assert np.asarray(W).dtype == np.asarray(b).dtype == np.float64
+    assert np.asarray(b).tolist() == [0] * 10
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_training_has_the_oracle_s_bits_for_every_seed(lesson: Any, seed: int) -> None:
+    hyper = {"epochs": 3, "batch_size": 64, "seed": seed, "lr": 0.1, "sigma": 0.01}
+
+    assert_same_bits(fit(lesson, **hyper), oracle.train(IMAGES, LABELS, **hyper))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256, 300, 60_000])
+@pytest.mark.parametrize(("lr", "sigma"), [(0.1, 0.01), (1.7, 0.0)])
+def test_training_has_the_oracle_s_bits_for_every_batch_size(
+    lesson: Any, batch_size: int, lr: float, sigma: float
+) -> None:
+    hyper = {"epochs": 2, "batch_size": batch_size, "seed": 5, "lr": lr, "sigma": sigma}
+
+    assert_same_bits(fit(lesson, **hyper), oracle.train(IMAGES, LABELS, **hyper))
+
+
+# Not shrunk: each draw is a program to compile.
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch_size=st.integers(1, 400),
+    lr=st.floats(1e-4, 2),
+    sigma=st.floats(0, 0.5),
+    n=st.integers(1, 300),
+)
+def test_training_has_the_oracle_s_bits_whatever_is_drawn(
+    lesson: Any, seed: int, batch_size: int, lr: float, sigma: float, n: int
+) -> None:
+    hyper = {"epochs": 2, "batch_size": batch_size, "seed": seed, "lr": lr, "sigma": sigma}
+
+    assert_same_bits(fit(lesson, n=n, **hyper), oracle.train(IMAGES[:n], LABELS[:n], **hyper))
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_others(lesson: Any) -> None:
+    hyper = {"epochs": 1, "batch_size": 32, "lr": 0.1, "sigma": 0.01}
+    first, again, other = (fit(lesson, seed=seed, **hyper) for seed in (0, 0, 1))
+
+    assert_same_bits(again, first)
+    assert (first.W != other.W).any()
+
+
+def test_one_epoch_changes_every_column_of_w_and_all_of_b(lesson: Any) -> None:
+    hyper = {"batch_size": 32, "seed": 0, "lr": 0.1, "sigma": 0.01}
+    before, after = fit(lesson, epochs=0, **hyper), fit(lesson, epochs=1, **hyper)
+
+    assert (before.W != after.W).any(axis=0).all()
+    assert (before.b != after.b).all()
+
+
+def test_largest_parameter_of_an_epoch_is_that_of_its_worst_step(lesson: Any) -> None:
+    def after(steps: int) -> tuple[float, float]:
+        model = lesson.SoftmaxRegressionScratch(30, 10, lr=1.0, sigma=0, batch_size=1)
+        order = model.to_device(np.arange(8, 8 + steps, dtype=np.int32))
+        _, largest = model.fit_epoch(model.to_device(IMAGES), model.to_device(LABELS), order)
+        return float(largest), max(float(np.abs(np.asarray(parameter)).max()) for parameter in model.parameters())
+
+    largest, magnitudes = zip(*(after(steps) for steps in (1, 2, 3)), strict=True)
+    assert magnitudes[-1] < max(magnitudes)  # or the test would show nothing
+    assert list(largest) == [max(magnitudes[: step + 1]) for step in range(3)]
+
+
+def test_loaded_parameters_classify(lesson: Any) -> None:
+    model = lesson.SoftmaxRegressionScratch(30, 10, lr=0.0, sigma=0.0)
+    W = exact.initial_weights(30, 10, 0.1, 11)
+    model.load(W, np.arange(10.0))
+    logits, losses = model.validation_step(model.to_device(IMAGES), model.to_device(LABELS))
+
+    expected = IMAGES.reshape(300, -1) / 256 @ W + np.arange(10.0)
+    assert np.asarray(logits).T.tobytes() == expected.tobytes()
+    p = oracle.softmax(expected)[np.arange(300), LABELS]
+    assert np.asarray(losses).tobytes() == (-oracle.snap(np.log(p), 20)).tobytes()

@@ -1,0 +1,350 @@
+"""The choice of a device, with the frameworks' device lists and NVIDIA's driver replaced."""
+
+import ctypes
+import gc
+import importlib
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from stages.core.command import UserError
+from stages.runtime import devices
+from stages.runtime.devices import choose, driver_gpus, load_model, start_up_noise_held_back
+
+H200 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
+TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5")
+CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
+
+
+class PhysicalDevice(NamedTuple):
+    """What TensorFlow lists."""
+
+    name: str
+
+
+@pytest.fixture
+def jax_devices(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes JAX see other devices, and a record of the settings it is given."""
+    import jax
+
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+
+    def see(*devices: Any) -> dict[str, Any]:
+        local = lambda process=0, kind=None: [d for d in devices if kind in (None, d.platform)]  # noqa: E731
+        monkeypatch.setattr(jax, "local_devices", local)
+        return settings
+
+    return see
+
+
+@pytest.fixture
+def tensorflow_gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes TensorFlow see GPUs with these details, and a record of the calls it gets."""
+    load_model("tensorflow", "cpu")
+    import tensorflow as tf
+
+    calls: dict[str, Any] = {}
+
+    def see(*details: dict[str, Any]) -> dict[str, Any]:
+        gpus = [PhysicalDevice(f"GPU:{i}") for i in range(len(details))]
+        by_name = {gpu.name: entry for gpu, entry in zip(gpus, details, strict=True)}
+        fake = SimpleNamespace(
+            list_physical_devices=lambda kind: gpus,
+            set_visible_devices=lambda visible, kind: calls.__setitem__("visible", [gpu.name for gpu in visible]),
+            experimental=SimpleNamespace(
+                get_device_details=lambda gpu: by_name[gpu.name],
+                set_memory_growth=lambda gpu, on: calls.__setitem__("growth", (gpu.name, on)),
+            ),
+        )
+        monkeypatch.setattr(tf, "config", fake)
+        return calls
+
+    return see
+
+
+def driver(monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int = 0) -> None:
+    """Replace NVIDIA's driver by one that sees so many GPUs, or take it away."""
+
+    def load(name: str) -> Any:
+        if gpus is None:
+            raise OSError(f"{name}: cannot open shared object file")
+
+        def count(pointer: Any) -> int:
+            pointer._obj.value = gpus
+            return 0
+
+        return SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=count)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+
+
+@pytest.mark.parametrize(("gpus", "init", "expected"), [(None, 0, None), (0, 0, 0), (2, 0, 2), (2, 100, 0)])
+def test_driver_s_gpus_are_counted_without_a_framework(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int, expected: int | None
+) -> None:
+    driver(monkeypatch, gpus, init)
+
+    assert driver_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "usable", "chosen"),
+    [("auto", "ab", "a"), ("auto", "", ""), ("gpu", "a", "a"), ("cpu", "a", ""), ("cpu", "", "")],
+)
+def test_first_usable_gpu_is_chosen_unless_the_cpu_is_asked_for(wanted: str, usable: str, chosen: str) -> None:
+    assert list(choose(wanted, 1, list(usable), list(usable))) == list(chosen)
+
+
+@pytest.mark.parametrize(("devices", "chosen"), [(2, "ab"), (3, "abc"), ("all", "abc")])
+def test_as_many_gpus_are_chosen_as_are_asked_for(devices: int | str, chosen: str) -> None:
+    assert list(choose("auto", devices, list("abc"), list("abc"))) == list(chosen)
+
+
+@pytest.mark.parametrize(("usable", "gpus"), [("a", "1 GPU"), ("ab", "2 GPUs")])
+def test_more_devices_than_gpus_are_an_error_that_counts_them(usable: str, gpus: str) -> None:
+    with pytest.raises(UserError) as caught:
+        choose("auto", 3, list(usable), list(usable))
+    assert str(caught.value) == (
+        f"runtime.devices: expected up to {gpus} that can do float64, got 3: lower it or set runtime.device to cpu"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found", "message"),
+    [
+        (None, [], "found no NVIDIA driver (libcuda.so.1): install it, or set runtime.device to auto or cpu"),
+        (0, [], "found an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        (1, [], "found 1 on the NVIDIA driver but no CUDA libraries: `make repro EXTRAS=gpu` installs them"),
+        (None, ["METAL"], "found METAL, which cannot do float64"),
+    ],
+)
+def test_a_gpu_that_cannot_be_had_is_an_error_that_says_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, found: list[str], message: str
+) -> None:
+    driver(monkeypatch, gpus)
+
+    with pytest.raises(UserError) as caught:
+        choose("gpu", 1, [], found)
+    assert str(caught.value).startswith("runtime.device: expected a GPU that can do float64, ")
+    assert message in str(caught.value)
+
+
+def test_jax_takes_a_gpu_and_says_which(jax_devices: Any) -> None:
+    settings = jax_devices(H200, H200, CPU)
+
+    assert devices.start_jax("auto", 1) == "GPU: NVIDIA H200"
+    assert settings["jax_default_device"] is H200
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+
+
+def test_jax_does_not_take_an_accelerator_without_float64(jax_devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, None)
+    settings = jax_devices(TPU, CPU)
+
+    assert devices.start_jax("auto", 1) == "CPU"
+    assert settings["jax_default_device"] is CPU
+    with pytest.raises(UserError, match="found TPU v5, which cannot do float64"):
+        devices.start_jax("gpu", 1)
+
+
+def test_jax_on_the_cpu_hides_the_gpus(jax_devices: Any) -> None:
+    settings = jax_devices(CPU)
+
+    assert devices.start_jax("cpu", 1) == "CPU"
+    assert settings["jax_platforms"] == "cpu"
+
+
+@pytest.mark.parametrize(("wanted", "count"), [(2, 2), ("all", 3)])
+def test_jax_shares_among_gpus_through_a_mesh(jax_devices: Any, wanted: int | str, count: int) -> None:
+    import jax
+
+    gpus = [SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", id=i) for i in range(3)]
+    jax_devices(*gpus, CPU)
+    meshes: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.sharding, "Mesh", lambda devices, axes: (list(devices), axes))
+        patch.setattr(jax, "set_mesh", meshes.append)
+        assert devices.start_jax("auto", wanted) == f"GPU: NVIDIA H200, {count} devices"
+    assert meshes == [(gpus[:count], ("examples",))]
+
+
+def test_tensorflow_says_that_jax_shares(tensorflow_gpus: Any) -> None:
+    details = {"device_name": "NVIDIA H200", "compute_capability": (9, 0)}
+    tensorflow_gpus(details, details)
+
+    for wanted, count in (("auto", 2), ("auto", "all"), ("cpu", 2)):
+        with pytest.raises(UserError) as caught:
+            devices.start_tensorflow(wanted, count)
+        assert str(caught.value) == (
+            f"runtime.devices: expected 1 with tensorflow, which cannot share a compiled epoch, got {count}: "
+            "set it to 1, or runtime.framework to jax"
+        )
+
+
+def test_tensorflow_takes_all_devices_where_that_is_one(tensorflow_gpus: Any) -> None:
+    tensorflow_gpus({"device_name": "NVIDIA H200", "compute_capability": (9, 0)})
+
+    assert devices.start_tensorflow("auto", "all") == "GPU: NVIDIA H200"
+    assert devices.start_tensorflow("cpu", "all") == "CPU"
+
+
+def test_auto_without_cuda_libraries_says_what_would_install_them(
+    jax_devices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver(monkeypatch, 1)
+    jax_devices(CPU)
+
+    assert devices.start_jax("auto", 1).startswith(
+        "CPU (found 1 on the NVIDIA driver but no CUDA libraries: `make repro"
+    )
+
+
+def test_tensorflow_takes_a_gpu_with_memory_as_needed(tensorflow_gpus: Any) -> None:
+    details = {"device_name": "NVIDIA H200", "compute_capability": (9, 0)}
+    calls = tensorflow_gpus(details, details)
+
+    assert devices.start_tensorflow("auto", 1) == "GPU: NVIDIA H200"
+    assert calls == {"visible": ["GPU:0"], "growth": ("GPU:0", True)}
+
+
+def test_tensorflow_does_not_take_a_gpu_without_float64(tensorflow_gpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, None)
+    calls = tensorflow_gpus({"device_name": "METAL"})
+
+    assert devices.start_tensorflow("auto", 1) == "CPU"
+    assert calls == {"visible": []}
+    with pytest.raises(UserError, match="found METAL, which cannot do float64"):
+        devices.start_tensorflow("gpu", 1)
+
+
+def test_tensorflow_on_the_cpu_hides_the_gpus(tensorflow_gpus: Any) -> None:
+    calls = tensorflow_gpus({"device_name": "NVIDIA H200", "compute_capability": (9, 0)})
+
+    assert devices.start_tensorflow("cpu", 1) == "CPU"
+    assert calls == {"visible": []}
+
+
+def test_a_missing_framework_is_one_line_that_names_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(wanted: str, devices: int | str) -> str:
+        raise ModuleNotFoundError("No module named 'jax'", name="jax")
+
+    monkeypatch.setitem(devices.FRAMEWORKS, "jax", (start, "stages.model.softmax_jax"))
+
+    with pytest.raises(UserError) as caught:
+        load_model("jax", "auto")
+    assert str(caught.value).startswith(f"expected jax in {sys.executable}, found no module jax: run `make repro`")
+
+
+def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from stages.core import command; from stages.runtime import devices; "
+        "devices.driver_gpus = lambda: None; devices.ctypes = None; import jax; "
+        "jax.local_devices = lambda process=0, kind=None: []; "
+        "command.run(lambda out: devices.load_model('jax', 'gpu') and None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "out"], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
+    )
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "-c: runtime.device: expected a GPU that can do float64, found no NVIDIA driver (libcuda.so.1): "
+        "install it, or set runtime.device to auto or cpu"
+    ]
+
+
+@pytest.mark.parametrize("error", [None, UserError("no GPU")])
+def test_what_a_start_makes_is_left_out_of_garbage_collection_which_goes_on_after_it(
+    monkeypatch: pytest.MonkeyPatch, error: UserError | None
+) -> None:
+    collecting, made = list[bool](), list[list[int]]()
+
+    def start(wanted: str, devices: int | str) -> str:
+        collecting.append(gc.isenabled())
+        made.append([])
+        if error:
+            raise error
+        return "CPU"
+
+    monkeypatch.setitem(devices.FRAMEWORKS, "jax", (start, "stages.model.softmax_jax"))
+    with pytest.raises(UserError, match="no GPU") if error else nullcontext():
+        load_model("jax", "cpu")
+
+    assert [*collecting, gc.isenabled()] == [False, True]
+    assert gc.is_tracked(made[0])
+    assert not any(each is made[0] for each in gc.get_objects())
+
+
+def start_noisily(error: Exception | None) -> None:
+    with start_up_noise_held_back():
+        os.write(2, b"noise\n")
+        if error:
+            raise error
+
+
+def test_start_up_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
+    start_noisily(None)
+
+    assert capfd.readouterr().err == ""
+
+
+def test_start_up_noise_is_given_back_if_the_start_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="broken"):
+        start_noisily(ValueError("broken"))
+
+    assert capfd.readouterr().err == "noise\n"
+
+
+def test_start_up_noise_does_not_join_a_message_to_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="one line"):
+        start_noisily(UserError("one line"))
+
+    assert capfd.readouterr().err == ""
+
+
+def test_tensorflow_starts_without_a_line_on_stderr() -> None:
+    script = "from stages.runtime.devices import load_model; load_model('tensorflow', 'cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
+    )
+
+    assert (done.stdout, done.stderr) == ("tensorflow on CPU\n", "")
+
+
+def test_a_hidden_package_is_not_found_and_then_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with devices.hidden("wave"), pytest.raises(ModuleNotFoundError):
+        importlib.import_module("wave")
+    with pytest.raises(ZeroDivisionError), devices.hidden("wave"):
+        _ = 1 / 0
+
+    assert importlib.import_module("wave") is sys.modules["wave"]
+
+
+def test_what_is_already_imported_is_not_hidden() -> None:
+    with devices.hidden("json"):
+        assert importlib.import_module("json") is sys.modules["json"]
+
+
+def test_tensorflow_starts_without_keras_and_jax_which_can_still_be_imported(environment: dict[str, str]) -> None:
+    script = """if True:
+        import sys
+        from stages.runtime.devices import load_model
+        load_model("tensorflow", "cpu")
+        print(sorted({"keras", "jax"} & {name.split(".")[0] for name in sys.modules}))
+        import jax
+        print(jax.numpy.arange(3).sum())"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, cwd=Path(__file__).resolve().parents[2], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.splitlines()[1:] == ["[]", "3"]

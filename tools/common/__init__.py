@@ -1,0 +1,1 @@
+"""What several tools need: Git, the machine in words, tables."""

@@ -1,0 +1,1 @@
+"""Whether the results hold, and how fast they come."""

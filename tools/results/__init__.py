@@ -1,0 +1,1 @@
+"""What came out: one comparison, one page, one table of a sweep."""

@@ -1,0 +1,1 @@
+"""What make needs: the environment, repairs, the schema of params.yaml."""
