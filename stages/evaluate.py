@@ -17,9 +17,10 @@ from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish, read_np
 from stages.core.params import load_params
 from stages.model.dataset import FashionMNIST
 from stages.model.exact import K_PARAMETERS, parameter_limit
+from stages.model.frameworks import softmax_regression
 from stages.model.metrics import score
 from stages.model.scaffold import Classifier
-from stages.runtime.devices import load_model
+from stages.runtime import devices
 
 
 def read_model(path: Path, num_inputs: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -61,8 +62,8 @@ def evaluate(
     num_inputs = images[0].size
     W, b = read_model(model_npz, num_inputs)
 
-    lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
-    model = lesson.SoftmaxRegressionScratch(num_inputs, len(CLASS_NAMES), lr=0.0, sigma=0.0)  # takes no step
+    print(devices.start(params.runtime.framework, params.runtime.device, params.runtime.devices), flush=True)
+    model = softmax_regression(params.runtime.framework, num_inputs)
     model.load(W, b)
     predicted, losses = model.predict(data.validation)
     right = predicted == actual

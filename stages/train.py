@@ -11,25 +11,25 @@ from pathlib import Path
 import numpy as np
 
 from stages.core.command import run
-from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish
 from stages.core.params import load_params
 from stages.model.dataset import FashionMNIST
+from stages.model.frameworks import softmax_regression
 from stages.model.scaffold import Epoch, Trainer
-from stages.runtime.devices import load_model
+from stages.runtime import devices
 from stages.runtime.distributed import check_same_start, is_first, joined
 
 
 def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -> None:
     """Write the parameters, the final losses and accuracy, and the history with a row an epoch."""
     params = load_params()
-    hyper = params.train
+    runtime, hyper = params.runtime, params.train
     data = FashionMNIST(resized, hyper.batch_size, hyper.seed)
     num_inputs = data.train.images[0].size
-    with joined(params.runtime.framework):
-        lesson = load_model(params.runtime.framework, params.runtime.device, params.runtime.devices)
-        model = lesson.SoftmaxRegressionScratch(
-            num_inputs, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
+    with joined(runtime.framework):
+        print(devices.start(runtime.framework, runtime.device, runtime.devices), flush=True)
+        model = softmax_regression(
+            runtime.framework, num_inputs, hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
         )
         check_same_start(*data.train, *data.validation, np.array(model.room()))
         history = Trainer(hyper.epochs, silent=not is_first()).fit(model, data)

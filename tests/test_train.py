@@ -10,7 +10,7 @@ import pytest
 
 from stages.core import command
 from stages.core.command import UserError
-from stages.runtime.devices import FRAMEWORKS
+from stages.model.frameworks import MODULES
 from stages.train import train
 from tools.proof import oracle
 
@@ -100,7 +100,7 @@ def test_images_beyond_the_device_s_room_are_streamed_with_the_same_bytes(
     set_params(runtime_framework=framework, runtime_device="cpu", train_batch_size=16)
     resident = run("resident/")
     assert "streamed" not in capsys.readouterr().out
-    lesson, sent = importlib.import_module(FRAMEWORKS[framework][1]), []
+    lesson, sent = importlib.import_module(MODULES[framework]), []
     model = lesson.SoftmaxRegressionScratch
     to_device = model.to_device
     monkeypatch.setattr(model, "room", lambda self: room)
@@ -114,7 +114,7 @@ def test_images_beyond_the_device_s_room_are_streamed_with_the_same_bytes(
 
 def test_divergence_is_seen_in_a_streamed_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_params(runtime_framework="jax", train_lr=1000)
-    lesson = importlib.import_module(FRAMEWORKS["jax"][1])
+    lesson = importlib.import_module(MODULES["jax"])
     monkeypatch.setattr(lesson.SoftmaxRegressionScratch, "room", lambda self: 1)
 
     with pytest.raises(UserError, match=r"^in epoch 1: "):

@@ -8,46 +8,38 @@ minibatch among several: that many GPUs, or that many parts of the CPU, of this 
 
 import ctypes
 import gc
-import importlib
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from types import ModuleType
 from typing import Any
 
 from stages.core.command import UserError
 from stages.runtime.distributed import is_alone
 
 
-def load_model(framework: str, device: str, devices: int | str = 1) -> ModuleType:
-    """Start a framework on a device, or on several, and print the choice.
+def start(framework: str, device: str, devices: int | str = 1) -> str:
+    """Start a framework on a device, or on several, and return both in words, such as ``jax on CPU``.
 
     Args:
         framework: ``tensorflow`` or ``jax``.
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: How many of them in this process, or ``all``: every GPU, or the CPU as one.
 
-    Returns:
-        The model's module, ``stages.model.softmax_tensorflow`` or ``stages.model.softmax_jax``.
-
     Raises:
         UserError: The framework is not installed, or there are fewer devices than were asked for.
     """
-    start, model = FRAMEWORKS[framework]
     try:
         # The noise of several processes is relayed.
         with garbage_uncollected(), start_up_noise_held_back() if is_alone() else nullcontext():
-            place = start(device, devices)
-            module = importlib.import_module(model)
+            place = FRAMEWORKS[framework](device, devices)
     except ModuleNotFoundError as error:
         raise UserError(
             f"expected {framework} in {sys.executable}, found no module {error.name}: "
             "run `make repro`, or put the absolute path of .venv/bin first on PATH"
         ) from None
-    print(f"{framework} on {place}", flush=True)
-    return module
+    return f"{framework} on {place}"
 
 
 def start_tensorflow(device: str, devices: int | str) -> str:
@@ -101,10 +93,7 @@ def start_jax(device: str, devices: int | str) -> str:
     return f"{place}, {len(mesh)} devices" + (f" of {len(shares)} processes" if len(shares) > 1 else "")
 
 
-FRAMEWORKS = {
-    "tensorflow": (start_tensorflow, "stages.model.softmax_tensorflow"),
-    "jax": (start_jax, "stages.model.softmax_jax"),
-}
+FRAMEWORKS = {"tensorflow": start_tensorflow, "jax": start_jax}
 
 
 def choose(device: str, devices: int | str, usable: Sequence[Any], found: Sequence[str]) -> Sequence[Any]:

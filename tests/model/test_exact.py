@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.model import exact
-from stages.runtime.devices import load_model
+from stages.runtime import devices
 from tools.proof import oracle, verify
 
 SMALL = np.random.default_rng(3)
@@ -77,7 +77,7 @@ def test_without_the_grids_the_order_of_a_sum_changes_its_bits() -> None:
 @pytest.mark.parametrize("implementation", verify.IMPLEMENTATIONS)
 def test_assumptions_of_the_proof_hold_in_every_implementation(implementation: str) -> None:
     if implementation != "numpy":
-        load_model(implementation.split("-")[0], "cpu")
+        devices.start(implementation.split("-")[0], "cpu")
 
     assert verify.failed_assumptions(verify.operations(implementation)) == []
 

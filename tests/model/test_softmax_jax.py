@@ -20,16 +20,17 @@ SHAPES = ((600, 256), (10, 3), (3, 1), (22, 256))
 SCRIPT = """
 import hashlib, json, sys
 import numpy as np
-from stages.runtime.devices import load_model
+from stages.model.frameworks import softmax_regression
+from stages.runtime import devices
 
-lesson = load_model("jax", "cpu", int(sys.argv[1]))
+devices.start("jax", "cpu", int(sys.argv[1]))
 from tools.proof.verify import compiled_program
 
 RNG = np.random.default_rng(4)
 images, labels = RNG.integers(0, 256, (600, 6, 5), dtype=np.uint8), RNG.integers(0, 10, 600, dtype=np.uint8)
 results, programs = [], []
 for n, batch_size in json.loads(sys.argv[2]):
-    model = lesson.SoftmaxRegressionScratch(30, 10, 1.7, 0.01, batch_size=batch_size, seed=3)
+    model = softmax_regression("jax", 30, 1.7, 0.01, batch_size=batch_size, seed=3)
     X, y, rng = model.to_device(images[:n]), model.to_device(labels[:n]), np.random.default_rng([3, 1])
     sums = []
     for _ in range(2):

@@ -1,5 +1,6 @@
 """The lesson in both frameworks: the book's golden numbers, closed forms, and the oracle's bits."""
 
+import importlib
 import math
 from typing import Any
 
@@ -9,7 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from stages.model import exact
-from stages.runtime.devices import load_model
+from stages.model.frameworks import MODULES
+from stages.runtime import devices
 from tools.proof import oracle
 
 RNG = np.random.default_rng(7)
@@ -19,7 +21,8 @@ LABELS = RNG.integers(0, 10, 300, dtype=np.uint8)
 
 @pytest.fixture(scope="module", params=["tensorflow", "jax"])
 def lesson(request: pytest.FixtureRequest) -> Any:
-    module = load_model(request.param, "cpu")
+    devices.start(request.param, "cpu")
+    module: Any = importlib.import_module(MODULES[request.param])
     module.framework = request.param
     return module
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.runtime.devices import load_model
+from stages.model.frameworks import softmax_regression
+from stages.runtime import devices
 from tools.proof import oracle, verify
 from tools.proof.verify import Row
 
@@ -173,7 +174,8 @@ def test_a_row_without_data_says_what_is_missing(folder: Path) -> None:
 @pytest.mark.parametrize("framework", ["tensorflow", "jax"])
 def test_compiled_epoch_has_no_constant_that_could_scale_a_product(framework: str) -> None:
     lr = 0.1234567
-    model = load_model(framework, "cpu").SoftmaxRegressionScratch(144, 10, lr, batch_size=256)
+    devices.start(framework, "cpu")
+    model = softmax_regression(framework, 144, lr, batch_size=256)
     order = np.arange(600, dtype=np.int32)
     program = verify.compiled_program(model, tuple(model.to_device(array) for array in (IMAGES, LABELS, order)))
 

@@ -15,7 +15,7 @@ import pytest
 
 from stages.core.command import UserError
 from stages.runtime import devices
-from stages.runtime.devices import choose, driver_gpus, load_model, start_up_noise_held_back
+from stages.runtime.devices import choose, driver_gpus, start_up_noise_held_back
 
 H200 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5")
@@ -47,7 +47,7 @@ def jax_devices(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def tensorflow_gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that makes TensorFlow see GPUs with these details, and a record of the calls it gets."""
-    load_model("tensorflow", "cpu")
+    devices.start("tensorflow", "cpu")
     import tensorflow as tf
 
     calls: dict[str, Any] = {}
@@ -235,10 +235,10 @@ def test_a_missing_framework_is_one_line_that_names_the_interpreter(monkeypatch:
     def start(wanted: str, devices: int | str) -> str:
         raise ModuleNotFoundError("No module named 'jax'", name="jax")
 
-    monkeypatch.setitem(devices.FRAMEWORKS, "jax", (start, "stages.model.softmax_jax"))
+    monkeypatch.setitem(devices.FRAMEWORKS, "jax", start)
 
     with pytest.raises(UserError) as caught:
-        load_model("jax", "auto")
+        devices.start("jax", "auto")
     assert str(caught.value).startswith(f"expected jax in {sys.executable}, found no module jax: run `make repro`")
 
 
@@ -247,7 +247,7 @@ def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp
         "import sys; from pathlib import Path; from stages.core import command; from stages.runtime import devices; "
         "devices.driver_gpus = lambda: None; devices.ctypes = None; import jax; "
         "jax.local_devices = lambda process=0, kind=None: []; "
-        "command.run(lambda out: devices.load_model('jax', 'gpu') and None)"
+        "command.run(lambda out: devices.start('jax', 'gpu') and None)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, "out"], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
@@ -274,9 +274,9 @@ def test_what_a_start_makes_is_left_out_of_garbage_collection_which_goes_on_afte
             raise error
         return "CPU"
 
-    monkeypatch.setitem(devices.FRAMEWORKS, "jax", (start, "stages.model.softmax_jax"))
+    monkeypatch.setitem(devices.FRAMEWORKS, "jax", start)
     with pytest.raises(UserError, match="no GPU") if error else nullcontext():
-        load_model("jax", "cpu")
+        devices.start("jax", "cpu")
 
     assert [*collecting, gc.isenabled()] == [False, True]
     assert gc.is_tracked(made[0])
@@ -311,7 +311,7 @@ def test_start_up_noise_does_not_join_a_message_to_the_user(capfd: pytest.Captur
 
 
 def test_tensorflow_starts_without_a_line_on_stderr() -> None:
-    script = "from stages.runtime.devices import load_model; load_model('tensorflow', 'cpu')"
+    script = "from stages.runtime.devices import start; start('tensorflow', 'cpu')"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
     )
@@ -337,8 +337,8 @@ def test_what_is_already_imported_is_not_hidden() -> None:
 def test_tensorflow_starts_without_keras_and_jax_which_can_still_be_imported(environment: dict[str, str]) -> None:
     script = """if True:
         import sys
-        from stages.runtime.devices import load_model
-        load_model("tensorflow", "cpu")
+        from stages.runtime.devices import start
+        start("tensorflow", "cpu")
         print(sorted({"keras", "jax"} & {name.split(".")[0] for name in sys.modules}))
         import jax
         print(jax.numpy.arange(3).sum())"""

@@ -132,11 +132,13 @@ def timed(epoch: Epoch, epochs: int) -> list[float]:
 
 def prepare(framework: str, task: Task) -> tuple[Any, Epoch]:
     """Return this project's model with the data on its device, and an epoch of its training."""
-    from stages.runtime.devices import load_model
+    from stages.model.frameworks import softmax_regression
+    from stages.runtime import devices
 
     hyper, n = task.hyper, len(task.labels)
-    model = load_model(framework, task.device).SoftmaxRegressionScratch(
-        task.images[0].size, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
+    devices.start(framework, task.device)
+    model = softmax_regression(
+        framework, task.images[0].size, hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
     )
     X, y = model.to_device(task.images), model.to_device(task.labels)
     rng = np.random.default_rng([hyper.seed, 1])  # FashionMNIST's stream

@@ -9,7 +9,6 @@ exhaustively, and then trains. The exit code is 1 if an assumption fails or a mo
 
 import argparse
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -27,11 +26,12 @@ import numpy as np
 import yaml
 
 from stages.core.command import UserError
-from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import npz_bytes
 from stages.core.params import Train, load_params
 from stages.model.dataset import FashionMNIST
-from stages.runtime.devices import FRAMEWORKS, driver_gpus
+from stages.model.frameworks import softmax_regression
+from stages.runtime import devices
+from stages.runtime.devices import driver_gpus
 from stages.runtime.distributed import joined
 from tools.common.machine import cpuinfo, machine
 from tools.proof import oracle
@@ -226,12 +226,11 @@ def work(row: Row, hyper: Train) -> dict[str, Any]:
         seconds = [(time.perf_counter() - start) / hyper.epochs] * hyper.epochs
         place = "CPU"
     else:
-        start_framework, module = FRAMEWORKS[row.implementation.split("-")[0]]
-        place = start_framework(row.device, int(row.devices))
-        lesson = importlib.import_module(module)
+        framework = row.implementation.partition("-")[0]
+        place = devices.start(framework, row.device, int(row.devices)).removeprefix(f"{framework} on ")
         failed = failed_assumptions(operations(row.implementation))
-        model = lesson.SoftmaxRegressionScratch(
-            images[0].size, len(CLASS_NAMES), hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
+        model: Any = softmax_regression(
+            framework, images[0].size, hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
         )
         if row.implementation == "tensorflow-graph":
             import tensorflow as tf
