@@ -3,9 +3,11 @@ r"""Score the validation batch and the whole validation set.
     python -m stages.evaluate data/resized data/model.npz \
         metrics/evaluate.json plots/predictions.csv plots/class_accuracy.csv data/errors.npz
 
-With the committed parameters 214 of the first 256 examples are right (0.8359), and 8217 of all 10,000.
+With the committed parameters 214 of the first 256 examples are correct (0.8359), and 8217 of all 10,000.
 """
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,11 @@ from numpy.typing import NDArray
 from stages.core.command import UserError, run
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish, read_npz
-from stages.core.params import load_params
+from stages.core.params import Evaluate, load_params
 from stages.model.dataset import FashionMNIST
 from stages.model.exact import K_PARAMETERS, parameter_limit
 from stages.model.frameworks import softmax_regression
 from stages.model.metrics import score
-from stages.model.scaffold import Classifier
 from stages.runtime import devices
 
 
@@ -52,52 +53,56 @@ def evaluate(
 ) -> None:
     """Write the metrics, each example's actual and predicted class, the classes' accuracy, and the batch's errors."""
     params = load_params()
-    data = FashionMNIST(resized, params.evaluate.batch_size)
-    batches, index = list(data.val_dataloader()), params.evaluate.batch_index
-    if index >= len(batches):
-        count = f"{len(batches)} batches of {params.evaluate.batch_size}"
-        raise UserError(f"evaluate.batch_index: expected one of the {count} in {resized}, counted from 0, got {index}")
-    batch = batches[index]
-    images, actual = data.validation
-    num_inputs = images[0].size
-    W, b = read_model(model_npz, num_inputs)
+    validation = FashionMNIST(resized, params.evaluate.batch_size).validation
+    images, actual = validation
+    batch = batch_slice(params.evaluate, len(actual), resized)
+    W, b = read_model(model_npz, images[0].size)
 
     print(devices.start(params.runtime.framework, params.runtime.device, params.runtime.devices), flush=True)
-    model = softmax_regression(params.runtime.framework, num_inputs)
+    model = softmax_regression(params.runtime.framework, images[0].size)
     model.load(W, b)
-    predicted, losses = model.predict(data.validation)
-    right = predicted == actual
-    metrics = {"batch": score(right[batch], losses[batch]), "validation": score(right, losses)}
+    predicted, losses = model.predict(*map(model.to_device, validation))
+    correct = predicted == actual
+    metrics = {"batch": score(correct[batch], losses[batch]), "validation": score(correct, losses)}
     print(
-        f"evaluate: {metrics['batch']['correct']} of {metrics['batch']['examples']} in the validation batch are right"
+        f"evaluate: {metrics['batch']['correct']} of {metrics['batch']['examples']} in the validation batch are correct"
     )
 
-    wrong = np.arange(len(actual))[batch][~right[batch]]
+    wrong = np.arange(len(actual))[batch][~correct[batch]]
+    named = ((CLASS_NAMES[a], CLASS_NAMES[p]) for a, p in zip(actual, predicted, strict=True))
     publish(
         {
             evaluate_json: json_bytes(metrics),
-            predictions_csv: csv_bytes(
-                ("actual", "predicted"),
-                ((CLASS_NAMES[a], CLASS_NAMES[p]) for a, p in zip(actual, predicted, strict=True)),
-            ),
-            class_accuracy_csv: csv_bytes(
-                ("class", "examples", "correct", "accuracy"),
-                (
-                    (
-                        name,
-                        int(of.sum()),
-                        int((predicted[of] == k).sum()),
-                        Classifier.accuracy(predicted[of], actual[of]),
-                    )
-                    for k, name in enumerate(CLASS_NAMES)
-                    if (of := actual == k).any()
-                ),
-            ),
+            predictions_csv: csv_bytes(("actual", "predicted"), named),
+            class_accuracy_csv: csv_bytes(("class", "examples", "correct", "accuracy"), class_rows(actual, correct)),
             errors_npz: npz_bytes(
                 images=images[wrong], actual=actual[wrong], predicted=predicted[wrong].astype(np.uint8)
             ),
         }
     )
+
+
+def batch_slice(wanted: Evaluate, examples: int, resized: Path) -> slice:
+    """Return which of the validation examples form the batch.
+
+    Raises:
+        UserError: The data set has no such batch.
+    """
+    start = wanted.batch_index * wanted.batch_size
+    if start >= examples:
+        count = f"{math.ceil(examples / wanted.batch_size)} batches of {wanted.batch_size}"
+        raise UserError(
+            f"evaluate.batch_index: expected one of the {count} in {resized}, counted from 0, got {wanted.batch_index}"
+        )
+    return slice(start, start + wanted.batch_size)
+
+
+def class_rows(actual: NDArray[np.uint8], correct: NDArray[np.bool_]) -> Iterator[tuple[str, int, int, float]]:
+    """Yield name, examples, correct ones and accuracy of each class that has examples, in label order."""
+    for label, name in enumerate(CLASS_NAMES):
+        hits = correct[actual == label]
+        if len(hits):
+            yield name, len(hits), int(hits.sum()), int(hits.sum()) / len(hits)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from stages.runtime.distributed import check_same_start, is_first, joined
 
 
 def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -> None:
-    """Write the parameters, the final losses and accuracy, and the history with a row an epoch."""
+    """Write the parameters, the final losses and accuracy, and the history with one row per epoch."""
     params = load_params()
     runtime, hyper = params.runtime, params.train
     data = FashionMNIST(resized, hyper.batch_size, hyper.seed)
@@ -31,7 +31,7 @@ def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -
         model = softmax_regression(
             runtime.framework, num_inputs, hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
         )
-        check_same_start(*data.train, *data.validation, np.array(model.room()))
+        check_same_start(*data.train, *data.validation)
         history = Trainer(hyper.epochs, silent=not is_first()).fit(model, data)
         W, b = (np.asarray(parameter) for parameter in model.parameters())
     final = history[-1]._asdict()

@@ -11,7 +11,7 @@ import pytest
 from stages.core.command import UserError
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import npz_bytes
-from stages.evaluate import evaluate, read_model, score, wilson_interval
+from stages.evaluate import evaluate, read_model
 from stages.model.exact import initial_weights
 
 RNG = np.random.default_rng(1)
@@ -68,7 +68,7 @@ def test_frameworks_write_the_same_bytes(folder: Path) -> None:
     assert run("tensorflow/") == first
 
 
-def test_confusion_has_a_row_an_example_in_order(folder: Path) -> None:
+def test_predictions_have_one_row_per_example_in_order(folder: Path) -> None:
     rows = list(csv.DictReader(run()["plots/predictions.csv"].decode().splitlines()))
 
     assert [row["actual"] for row in rows] == [CLASS_NAMES[label] for label in LABELS]
@@ -111,26 +111,6 @@ def test_a_batch_beyond_the_data_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^evaluate\.batch_index: expected one of the 3 batches of 32 .*, got 3"):
         run()
     assert not Path("metrics").exists()
-
-
-@pytest.mark.parametrize(
-    ("correct", "examples", "low", "high"),
-    [
-        (0, 10, 0.0, 0.2775),  # the four from R. G. Newcombe, Statistics in Medicine 17, 1998, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (1, 29, 0.0061, 0.1718),
-        (10, 10, 0.7225, 1.0),
-    ],
-)
-def test_wilson_interval_agrees_with_published_values(correct: int, examples: int, low: float, high: float) -> None:
-    assert tuple(round(bound, 4) for bound in wilson_interval(correct, examples)) == (low, high)
-
-
-def test_score_divides_sums_once() -> None:
-    metrics = score(np.array([True, False, True, True]), np.array([0.5, 1.0, 0.25, 0.25]))
-
-    assert (metrics["accuracy"], metrics["correct"], metrics["examples"], metrics["loss"]) == (0.75, 3, 4, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The train stage, in process, on a data set made here."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 
 from stages.core import command
 from stages.core.command import UserError
-from stages.model.frameworks import MODULES
 from stages.train import train
 from tools.proof import oracle
 
@@ -85,40 +83,6 @@ def test_same_seed_writes_the_same_bytes_and_another_seed_others(folder: Path) -
 
     assert again == first
     assert all(other[path] != first[path] for path in OUTPUTS)
-
-
-@pytest.mark.parametrize("framework", ["tensorflow", "jax"])
-@pytest.mark.parametrize(("room", "at_once"), [(1, 16), (6 * 16 * 1024, 48)])
-def test_images_beyond_the_device_s_room_are_streamed_with_the_same_bytes(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    framework: str,
-    room: int,
-    at_once: int,
-) -> None:
-    set_params(runtime_framework=framework, runtime_device="cpu", train_batch_size=16)
-    resident = run("resident/")
-    assert "streamed" not in capsys.readouterr().out
-    lesson, sent = importlib.import_module(MODULES[framework]), []
-    model = lesson.SoftmaxRegressionScratch
-    to_device = model.to_device
-    monkeypatch.setattr(model, "room", lambda self: room)
-    monkeypatch.setattr(model, "to_device", lambda self, array: sent.append(array.shape) or to_device(self, array))
-
-    assert run("streamed/") == resident
-    images = f"train: 0.2 MiB of images, {room / 2**20:.1f} MiB of device: streamed from the host\n"
-    assert images in capsys.readouterr().out
-    assert max(shape[0] for shape in sent if len(shape) == 3) == at_once  # of 200 images; the last share is 8
-
-
-def test_divergence_is_seen_in_a_streamed_epoch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_params(runtime_framework="jax", train_lr=1000)
-    lesson = importlib.import_module(MODULES["jax"])
-    monkeypatch.setattr(lesson.SoftmaxRegressionScratch, "room", lambda self: 1)
-
-    with pytest.raises(UserError, match=r"^in epoch 1: "):
-        run()
 
 
 @pytest.mark.parametrize("framework", ["tensorflow", "jax"])

@@ -24,7 +24,7 @@ at_start: dict[Path, str] = {}
 
 
 class UserError(Exception):
-    """A fault that the user can mend. The message is one line: what was expected, what was found, what to do."""
+    """An error that the user can fix. The message is one line: what was expected, what was found, what to do."""
 
 
 def run(stage: Callable[..., None]) -> None:
@@ -47,7 +47,7 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(f"{verb}: {error}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{verb}: {where}{error.strerror or error}: mend that and run `dvc repro`; {GO_BACK}")
+        sys.exit(f"{verb}: {where}{error.strerror or error}: fix that and run `dvc repro`; {GO_BACK}")
     except Exception as error:
         if not out_of_memory(error):
             raise

@@ -69,26 +69,26 @@ def read_npz(path: Path, **contract: tuple[str, tuple[int | None, ...]]) -> list
     Raises:
         UserError: The file is missing or damaged, or an array breaks the contract.
     """
-    mend = "run `dvc repro` to make it again"
+    remedy = "run `dvc repro` to make it again"
     try:
         content = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: expected a file, found none: {mend}") from None
+        raise UserError(f"{path}: expected a file, found none: {remedy}") from None
     try:
         with np.load(content, allow_pickle=False) as archive:
             found = {name: np.asanyarray(archive[name]) for name in archive.files}
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise whatever they meet
         damage = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path}: expected an .npz archive, found damage ({damage:.200}): {mend}") from None
+        raise UserError(f"{path}: expected an .npz archive, found damage ({damage:.200}): {remedy}") from None
     if sorted(found) != sorted(contract):
-        raise UserError(f"{path}: expected the arrays {sorted(contract)}, found {sorted(found)}: {mend}")
+        raise UserError(f"{path}: expected the arrays {sorted(contract)}, found {sorted(found)}: {remedy}")
     for name, (dtype, shape) in contract.items():
         array = found[name]
         lengths = zip(array.shape, shape, strict=False)
         fits = array.ndim == len(shape) and all(want in (None, have) for have, want in lengths)
         if array.dtype != dtype or not fits:
             wanted = str(tuple("n" if length is None else length for length in shape)).replace("'", "")
-            raise UserError(f"{path}: expected {name} {dtype} {wanted}, found {array.dtype} {array.shape}: {mend}")
+            raise UserError(f"{path}: expected {name} {dtype} {wanted}, found {array.dtype} {array.shape}: {remedy}")
     return [found[name] for name in contract]
 
 

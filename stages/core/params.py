@@ -1,25 +1,22 @@
 """Strict, typed reading of ``params.yaml``: one frozen dataclass a section, no defaults, every value checked.
 
-Each fault is one line that names section and key, what is expected and what was found.
+Each error is one line that names section and key, what is expected and what was found.
 """
 
 import difflib
 import math
-import re
-from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from stages.core.command import PARAMS, UserError
 
 VALIDATION_EXAMPLES = 10_000
 MAX_ROWS = 50
 """Rows of the error grid: about 12,000 pixels. Browsers open no picture much taller."""
-REPEATED = object()
-"""Stands for the value of a key that a document gives more than once."""
 
 
 def one_of(*names: str) -> Any:
@@ -50,7 +47,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """The size of the images, in pixels. 128x128 training images take 1 GB, and 1.3 GB more to validate."""
+    """The size of the images, in pixels. At 128x128 they take 1.2 GB on the device, and 1.3 GB more to validate."""
 
     height: int = whole(1, 128)
     width: int = whole(1, 128)
@@ -77,7 +74,7 @@ class Evaluate:
     def __post_init__(self) -> None:
         last = (VALIDATION_EXAMPLES - 1) // self.batch_size
         if self.batch_index > last:
-            expected = f"a whole number from 0 to {last} ({VALIDATION_EXAMPLES} examples, {self.batch_size} a batch)"
+            expected = f"a whole number from 0 to {last} ({VALIDATION_EXAMPLES} examples, batches of {self.batch_size})"
             raise UserError(f"evaluate.batch_index: expected {expected}, got {self.batch_index}")
 
 
@@ -99,59 +96,6 @@ class Params:
     render: Render
 
 
-class YAML12Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2's core schema, and duplicate keys refused.
-
-    DVC reads and writes YAML 1.2: it stores 0.000001 as ``1e-06``, a float there and a string in PyYAML's YAML 1.1,
-    which in turn takes ``on`` for true and ``0755`` for 493. Source: YAML 1.2.2, section 10.3.2.
-    """
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - none of YAML 1.1; the ones below instead
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build the value of a node; a tag that its text does not fit is a fault at its line."""
-        try:
-            return super().construct_object(node, deep)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(None, None, f"found no valid {kind}", node.start_mark) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Build a dictionary in which the value of a key that stands there more than once is ``REPEATED``."""
-        mapping: dict[Hashable, Any] = {}
-        for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a collection", key_node.start_mark)
-            mapping[key] = REPEATED if key in mapping else self.construct_object(value_node, deep=True)
-        return mapping
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        """Read a float of the core schema, which has no sexagesimals and no underscores."""
-        text = self.construct_scalar(node).lower()
-        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Read an integer of the core schema: decimal with any leading zeros, ``0o`` octal, ``0x`` hexadecimal."""
-        text = self.construct_scalar(node)
-        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-
-
-for tag, pattern, first in [
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-]:
-    YAML12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), first)
-YAML12Loader.add_constructor("tag:yaml.org,2002:float", YAML12Loader.construct_yaml_float)
-YAML12Loader.add_constructor("tag:yaml.org,2002:int", YAML12Loader.construct_yaml_int)
-
-
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check the whole of ``params.yaml``.
 
@@ -160,9 +104,7 @@ def load_params(path: Path = PARAMS) -> Params:
             range; the message names it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.load(text, Loader=YAML12Loader)  # noqa: S506 - a subclass of SafeLoader
-        sections = checked_keys(document, Params, "")
+        sections = checked_keys(parse_yaml(path.read_text(encoding="utf-8")), Params, "")
         return Params(
             **{entry.name: read_section(entry.type, sections[entry.name], entry.name) for entry in fields(Params)}
         )
@@ -174,13 +116,25 @@ def load_params(path: Path = PARAMS) -> Params:
         raise UserError(
             f"{path}: expected UTF-8 text, got {error.object[error.start]:#04x} at byte {error.start}"
         ) from None
-    except yaml.MarkedYAMLError as error:
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the values of a YAML 1.2 document, read by the library with which DVC reads ``params.yaml``.
+
+    Raises:
+        UserError: The text is not one YAML document, or a mapping has a key twice; the message gives the line.
+    """
+    try:
+        return YAML(typ="safe").load(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        problem = shown(str(error.problem or error.context).removeprefix("but "), quoted=False)
-        raise UserError(f"{path}: {line}expected YAML, but {problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: an escape for no character
-        raise UserError(f"{path}: expected YAML, but {' '.join(str(error).split())}") from None
+        problem = (
+            str(error.problem or error.context).removeprefix("but ").partition(" with value ")[0]
+        )  # of a second key
+        raise UserError(f"{line}expected YAML, but {shown(problem, quoted=False)}") from None
+    except Exception as error:  # a tag that does not fit its text makes the library raise whatever it meets
+        raise UserError(f"expected YAML, but {shown(f'{type(error).__name__}: {error}', quoted=False)}") from None
 
 
 def checked_keys(document: Any, schema: Any, section: str) -> dict[str, Any]:
@@ -189,13 +143,11 @@ def checked_keys(document: Any, schema: Any, section: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError(f"{section}{': ' * bool(section)}expected the keys {', '.join(known)}, got {shown(document)}")
     prefix = f"{section}." if section else ""
-    for key, value in document.items():
+    for key in document:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"expected one of {', '.join(known)}"
             raise UserError(f"{prefix}{shown(key, quoted=False)}: unknown key: {hint}")
-        if value is REPEATED:
-            raise UserError(f"{prefix}{key}: expected once, found more than once: remove all but one")
     for name, entry in known.items():
         if name not in document:
             expected = entry.metadata.get("expected", "a section of this name")

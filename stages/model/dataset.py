@@ -1,8 +1,9 @@
 """Fashion-MNIST as the model sees it: two splits and their minibatches. NumPy only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,19 @@ from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import read_npz
 from stages.model.scaffold import DataModule, Split
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def read_split(path: Path) -> Split:
     """Read ``train.npz`` or ``validation.npz``.
 
     Raises:
-        UserError: The file is missing or damaged, images and labels differ in number, or a label is no class.
+        UserError: The file is missing or damaged, images and labels differ in number, or a label is not a class.
     """
     images, labels = read_npz(path, images=("uint8", (None, None, None)), labels=("uint8", (None,)))
     if not len(images) == len(labels) > 0:
-        raise UserError(f"{path}: expected one label an image, found {len(images)} images and {len(labels)} labels")
+        raise UserError(f"{path}: expected one label per image, found {len(images)} images and {len(labels)} labels")
     if labels.max() >= len(CLASS_NAMES):
         raise UserError(f"{path}: expected labels from 0 to {len(CLASS_NAMES) - 1}, found {labels.max()}")
     return Split(images, labels)
@@ -46,11 +50,28 @@ class FashionMNIST(DataModule):
         """The validation split."""
         return read_split(self.root / "validation.npz")
 
-    def train_dataloader(self) -> NDArray[np.int32]:
-        """Shuffle examples, not batches, so that minibatches differ from epoch to epoch (in the book they do not)."""
+    def shuffle(self) -> NDArray[np.int32]:
+        """Draw the order of one epoch (n,). Examples are shuffled, not batches (as in the book in TensorFlow)."""
         return self.rng.permutation(len(self.train.labels)).astype(np.int32)
 
-    def val_dataloader(self) -> Iterator[slice]:
-        """Yield slices of the validation split, which is in the order of the published files."""
-        for start in range(0, len(self.validation.labels), self.batch_size):
-            yield slice(start, start + self.batch_size)
+    @staticmethod
+    def text_labels(labels: Iterable[int]) -> list[str]:
+        """Return the names of classes."""
+        return [CLASS_NAMES[label] for label in labels]
+
+    @staticmethod
+    def visualize(
+        batch: Sequence[NDArray[np.uint8]], nrows: int = 1, ncols: int = 8, labels: Sequence[str] = ()
+    ) -> "Figure":
+        """Draw the first images of a batch ``(X, y)`` in a grid, each under its label: by default its class's name."""
+        from matplotlib.figure import Figure  # here, as training draws nothing
+
+        figure = Figure(figsize=(1.5 * ncols, 1.8 * nrows), layout="constrained")
+        X, y = batch
+        grid = figure.subplots(nrows, ncols, squeeze=False).flat
+        for axes, image, label in zip(grid, X, labels or FashionMNIST.text_labels(y), strict=False):
+            axes.imshow(image, cmap="gray")
+            axes.set_title(label, size=9)
+        for axes in figure.axes:
+            axes.set_axis_off()
+        return figure

@@ -22,7 +22,7 @@ K_PARAMETERS = 26  # W, b and their updates
 K_LOGITS = 20  # logits less their row's maximum
 K_EXP = 22  # exp of those
 K_PROBABILITIES = 24  # y_hat
-K_LOSS = 20  # log of the picked probability, as reported
+K_LOSS = 20  # log of the label probability, as reported
 
 SMALLEST_PROBABILITY = 2.0**-K_PROBABILITIES
 """One step of the grid of y_hat. It keeps the logarithm finite and, unlike a clip, the gradient alive."""

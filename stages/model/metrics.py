@@ -17,15 +17,15 @@ def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
     return max(centre - spread, 0.0), min(centre + spread, 1.0)
 
 
-def score(right: NDArray[np.bool_], losses: NDArray[np.float64]) -> dict[str, float]:
-    """Summarise which examples were classified rightly (n,) and their losses (n,) as metrics."""
-    correct, examples = int(right.sum()), len(right)
-    low, high = wilson_interval(correct, examples)
+def score(correct: NDArray[np.bool_], losses: NDArray[np.float64]) -> dict[str, float]:
+    """Summarise which examples were classified correctly (n,) and their losses (n,), in nats, as metrics."""
+    hits, examples = int(correct.sum()), len(correct)
+    low, high = wilson_interval(hits, examples)
     return {
-        "accuracy": correct / examples,
+        "accuracy": hits / examples,
         "accuracy_high": high,
         "accuracy_low": low,
-        "correct": correct,
+        "correct": hits,
         "examples": examples,
         "loss": float(losses.sum()) / examples,
     }

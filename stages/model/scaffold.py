@@ -1,8 +1,8 @@
 """The book's scaffold, framework-free: a ``Trainer`` fits a ``Module`` to a ``DataModule``.
 
-Two things differ from the book (Dive into Deep Learning, section 3.2). The epoch, not the minibatch, is the unit the
-trainer hands over: it is one compiled call on data that stay on the device. And losses and accuracies are sums over
-examples, divided once, where the book averages over minibatches of unequal size.
+Two things differ from the book (Dive into Deep Learning, section 3.2). The trainer hands over epochs, not minibatches:
+an epoch is one compiled call on data that stay on the device. And losses and accuracies are sums over examples, divided
+once, where the book averages over minibatches of unequal size.
 
 Every class is either abstract or final, and no concrete method is overridden.
 """
@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """One row of the training history: mean losses (nats) and the share of validation examples classified rightly."""
+    """One row of the training history: mean losses in nats and the fraction of correct validation examples."""
 
     epoch: int
     train_loss: float
@@ -37,19 +37,29 @@ class Epoch(NamedTuple):
 
 
 class DataModule(ABC):
-    """A data set in two splits and the order in which its training examples are visited."""
+    """A data set in two splits, and the order in which its training examples are visited."""
 
     train: Split
     validation: Split
     batch_size: int
 
     @abstractmethod
-    def train_dataloader(self) -> NDArray[np.int32]:
-        """Draw an epoch: the training examples' indices (n,), shuffled; consecutive slices are the minibatches."""
+    def shuffle(self) -> NDArray[np.int32]:
+        """Draw the order of one epoch: the training examples' indices (n,); consecutive slices are its minibatches."""
 
-    @abstractmethod
-    def val_dataloader(self) -> Iterator[slice]:
-        """Yield the minibatches of the validation split in its own order, as slices of it; the last may be short."""
+    def train_dataloader(self) -> Iterator[Split]:
+        """Yield the minibatches ``(X, y)`` of an epoch; the last may be short."""
+        return self.minibatches(self.train, self.shuffle())
+
+    def val_dataloader(self) -> Iterator[Split]:
+        """Yield the minibatches ``(X, y)`` of the validation split in its own order; the last may be short."""
+        return self.minibatches(self.validation, np.arange(len(self.validation.labels), dtype=np.int32))
+
+    def minibatches(self, split: Split, order: NDArray[np.int32]) -> Iterator[Split]:
+        """Yield the examples of ``split`` in an ``order`` (n,), ``batch_size`` at a time."""
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            yield Split(split.images[indices], split.labels[indices])
 
 
 class Module(ABC):
@@ -58,13 +68,17 @@ class Module(ABC):
     ``X``, ``y`` and all returned tensors are the framework's own, on its device; see ``to_device``.
     """
 
+    def __call__(self, X: Any) -> NDArray[np.float64]:
+        """Return ``forward``'s output for images uint8 (n, height, width) as a NumPy array."""
+        return np.asarray(self.forward(X))
+
+    @abstractmethod
+    def forward(self, X: Any) -> Any:
+        """Map images uint8 (n, height, width) to class probabilities (n, num_outputs)."""
+
     @abstractmethod
     def to_device(self, array: NDArray[Any]) -> Any:
         """Copy an array to the device, where it stays."""
-
-    @abstractmethod
-    def room(self) -> int:
-        """Return how many bytes of a device's memory the examples may take; ``sys.maxsize`` for no limit."""
 
     @abstractmethod
     def parameters(self) -> list[Any]:
@@ -85,97 +99,72 @@ class Module(ABC):
 
     @abstractmethod
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
-        """Return the logits (num_outputs, n) and the loss of each example (n,)."""
+        """Return the logits (n, num_outputs) and the loss of each example (n,)."""
 
 
 class Classifier(Module):
-    """A module whose outputs are classes: it adds prediction and accuracy."""
+    """A module whose outputs are classes: it adds prediction."""
 
-    def predict(self, split: Split) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """Classify the examples of ``split``.
+    def predict(self, X: Any, y: Any) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Classify examples that are on the device.
 
         Returns:
             The predicted class and the loss of each example, both (n,). The class is decided in NumPy, on exact
             logits: the first of equal ones, which frameworks do not promise. The losses are on a grid: sum them in
             any order.
         """
-        at_once = max(self.room() // (9 * split.images[0].size), 1)  # a uint8 and a float64 a pixel
-        predicted, losses = [], []
-        for start in range(0, len(split.labels), at_once):
-            images, labels = (array[start : start + at_once] for array in split)
-            logits, some = self.validation_step(self.to_device(images), self.to_device(labels))
-            predicted.append(np.asarray(logits).argmax(axis=0))
-            losses.append(np.asarray(some))
-        return np.concatenate(predicted), np.concatenate(losses)
-
-    @staticmethod
-    def accuracy(predicted: NDArray[np.intp], labels: NDArray[np.uint8]) -> float:
-        """Return the share of examples whose predicted class (n,) is their label (n,)."""
-        return int((predicted == labels).sum()) / len(labels)
+        logits, losses = self.validation_step(X, y)
+        return np.asarray(logits).argmax(axis=1), np.asarray(losses)
 
 
 class Trainer:
-    """Fits a classifier for ``max_epochs``, with a validation after each; silently where another process tells."""
+    """Fits a classifier for ``max_epochs``, with a validation after each; ``silent`` where another process logs."""
 
     def __init__(self, max_epochs: int, *, silent: bool = False) -> None:
         self.max_epochs = max_epochs
         self.silent = silent
 
+    def prepare(self, model: Classifier, data: DataModule) -> None:
+        """Copy both splits to the model's device, where they stay.
+
+        Raises:
+            UserError: An initial parameter is outside the range in which the arithmetic is exact.
+        """
+        self.model, self.data = model, data
+        self.X, self.y = (model.to_device(array) for array in data.train)
+        self.validation = tuple(model.to_device(array) for array in data.validation)
+        self.check_range(max(float(np.abs(np.asarray(p)).max()) for p in model.parameters()), "before the first epoch")
+
     def fit(self, model: Classifier, data: DataModule) -> list[Epoch]:
-        """Train, showing a progress bar with each epoch's losses and accuracy, or one line an epoch in a log.
+        """Train, showing a progress bar with each epoch's losses and accuracy, or one line per epoch in a log.
 
         Raises:
             UserError: A parameter left the range in which the arithmetic is exact.
         """
-        self.model, self.data = model, data
-        self.streamed = data.train.images.nbytes > model.room()
-        if self.streamed:
-            size, room = data.train.images.nbytes / 2**20, model.room() / 2**20
-            print(f"train: {size:.1f} MiB of images, {room:.1f} MiB of device: streamed from the host", flush=True)
-        else:
-            self.X, self.y = model.to_device(data.train.images), model.to_device(data.train.labels)
+        self.prepare(model, data)
         history: list[Epoch] = []
-        self.check_range(max(float(np.abs(np.asarray(p)).max()) for p in model.parameters()), "before the first epoch")
-        width = shutil.get_terminal_size().columns  # a terminal that does not tell its own would get an empty line
+        width = shutil.get_terminal_size().columns  # a terminal that reports no size would get an empty line
         hidden = self.silent or None  # tqdm hides the bar itself in a log
         with tqdm(range(1, self.max_epochs + 1), desc="train", unit="epoch", ncols=width, disable=hidden) as epochs:
             for epoch in epochs:
-                history.append(self.fit_epoch(epoch))
+                history.append(Epoch(epoch, self.fit_epoch(epoch), *self.validate()))
                 row = {name: f"{value:.4f}" for name, value in history[-1]._asdict().items() if name != "epoch"}
                 epochs.set_postfix(row)
                 if epochs.disable and not self.silent:
                     print(f"train: epoch {epoch}/{self.max_epochs}", *(f"{k} {v}" for k, v in row.items()), flush=True)
         return history
 
-    def fit_epoch(self, epoch: int) -> Epoch:
-        """Train for one epoch, then validate."""
-        order = self.data.train_dataloader()
-        if self.streamed:
-            loss, largest = self.fit_streamed(order)
-        else:
-            loss, largest = self.model.fit_epoch(self.X, self.y, self.model.to_device(order))
+    def fit_epoch(self, epoch: int) -> float:
+        """Train for one epoch; return the mean loss, each example's as it was before its step."""
+        loss, largest = self.model.fit_epoch(self.X, self.y, self.model.to_device(self.data.shuffle()))
         self.check_range(float(largest), f"in epoch {epoch}")
-        predicted, losses = self.model.predict(self.data.validation)
-        accuracy = self.model.accuracy(predicted, self.data.validation.labels)
-        return Epoch(epoch, float(loss) / len(self.data.train.labels), float(losses.sum()) / len(losses), accuracy)
+        return float(loss) / len(self.data.train.labels)
 
-    def fit_streamed(self, order: NDArray[np.int32]) -> tuple[float, float]:
-        """Train for one epoch on examples that are in the host's memory, some minibatches after the others.
-
-        While the device works on some, the next are gathered and copied; so two shares of the epoch have to fit. The
-        sums are exact, whatever their shares.
-        """
-        minibatch = self.data.train.images[0].nbytes * self.data.batch_size
-        share = max(self.model.room() // (2 * minibatch), 1) * self.data.batch_size
-        shares: list[tuple[Any, Any]] = []
-        for start in range(0, len(order), share):
-            indices = order[start : start + share]
-            X, y = (self.model.to_device(array[indices]) for array in self.data.train)
-            if shares:
-                float(shares[-1][0])  # waits for the device
-            shares.append(self.model.fit_epoch(X, y, self.model.to_device(np.arange(len(indices), dtype=np.int32))))
-        losses, largest = np.array([[float(loss), float(peak)] for loss, peak in shares]).T
-        return float(losses.sum()), float(largest.max())  # NaN if one is
+    def validate(self) -> tuple[float, float]:
+        """Return mean loss and accuracy on the validation split."""
+        predicted, losses = self.model.predict(*self.validation)
+        correct = int((predicted == self.data.validation.labels).sum())
+        return float(losses.sum()) / len(losses), correct / len(losses)
 
     def check_range(self, largest: float, when: str) -> None:
         """Raise ``UserError`` if a parameter is too large for exact logits, or is not a number.

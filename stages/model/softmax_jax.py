@@ -1,14 +1,16 @@
 """Softmax regression from scratch, in JAX: ``softmax_tensorflow.py`` under the same names, with the same bits.
 
-Over several devices each takes its share of every minibatch: ``laid_out`` is all that is added for it.
-
 Pure functions of parameters and data; one jitted epoch that scans over the minibatches and is given the parameters to
 overwrite; a thin class that holds the parameters for the framework-free trainer. No flax: the model is two arrays.
-The JAX lesson clips the picked probability at 1e-12; here no probability is below 2^-24, which also keeps its
+The JAX lesson clips the label probability at 1e-12; here no probability is below 2^-24, which also keeps its
 gradient.
+
+Over several devices each computes on its shard of every minibatch: ``shard`` is all that is added for it. W is held
+transposed, and softmax and the logits are computed with one column per example: both matrix products of a step and
+the sums over classes are faster so (docs/performance.md). All functions take and return one row per example; the
+transposes between them cancel in the compiled program.
 """
 
-import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,37 +23,39 @@ from stages.model import exact
 from stages.model.scaffold import Classifier
 
 jax.config.update("jax_enable_x64", True)  # the grids need the 53 bits of a float64
+jax.config.update("jax_numpy_rank_promotion", "allow")  # a bias is added to every row
 
 snap = partial(exact.snap, jnp.round)
 
 
 class Parameters(NamedTuple):
-    """The state of training: W (num_outputs, num_inputs), a row a class, and b (num_outputs,), float64."""
+    """The state of training, float64: W held transposed (num_outputs, num_inputs), and b (num_outputs,)."""
 
-    W: jax.Array
+    W_transposed: jax.Array
     b: jax.Array
 
 
-def laid_out(arrays: Any, *axes: str) -> Any:
+def shard(arrays: Any, *axes: str) -> Any:
     """Split arrays by their ``"examples"`` over the devices of the mesh, evenly or not, or have each hold the whole.
 
-    XLA's partitioner does the rest: each device computes on its share, and sums over examples become all-reduces,
-    whose order is free because every sum is exact. Without a mesh, on one device, this is nothing.
+    XLA's partitioner does the rest: each device computes on its shard, and sums over examples become all-reduces,
+    whose order is free because every sum is exact. On one device there is no mesh, and this does nothing.
     """
-    unshared = jax.sharding.get_abstract_mesh().empty
-    return arrays if unshared else jax.lax.with_sharding_constraint(arrays, jax.P(*axes))
+    single_device = jax.sharding.get_abstract_mesh().empty
+    return arrays if single_device else jax.lax.with_sharding_constraint(arrays, jax.P(*axes))
 
 
 @jax.custom_vjp
 def softmax(X: jax.Array) -> jax.Array:
-    """Turn logits (q, n) into probabilities (q, n), float64: exponentiate, sum across the classes, divide.
+    """Turn logits (n, q) into probabilities (n, q), float64: exponentiate, sum across the classes, divide.
 
-    The column's maximum is subtracted first, so logits of +-1000 stay finite, and no probability is below 2^-24.
+    The row's maximum is subtracted first, so logits of +-1000 stay finite, and no probability is below 2^-24.
     """
+    X = X.T  # one column per example
     X = snap(X - X.max(0), exact.K_LOGITS)
     X_exp = snap(jnp.exp(X), exact.K_EXP)
     partition = X_exp.sum(0)
-    return jnp.maximum(snap(X_exp / partition, exact.K_PROBABILITIES), exact.SMALLEST_PROBABILITY)
+    return jnp.maximum(snap(X_exp / partition, exact.K_PROBABILITIES), exact.SMALLEST_PROBABILITY).T
 
 
 def softmax_forward(X: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -62,7 +66,8 @@ def softmax_forward(X: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def softmax_backward(y_hat: jax.Array, d: jax.Array) -> tuple[jax.Array]:
     """The book's derivative, stated because differentiating through the rounded steps would not give it."""
-    return (y_hat * (d - (d * y_hat).sum(0)),)
+    y_hat, d = y_hat.T, d.T  # one column per example
+    return ((y_hat * (d - (d * y_hat).sum(0))).T,)
 
 
 softmax.defvjp(softmax_forward, softmax_backward)
@@ -77,36 +82,42 @@ def exact_gradient(logits: jax.Array, k: int) -> jax.Array:
 exact_gradient.defvjp(lambda logits, k: (logits, None), lambda k, _, d: (snap(d, k),))
 
 
-def picked(y_hat: jax.Array, y: jax.Array) -> jax.Array:
-    """Pick each example's probability of its label: (q, n), (n,) -> (n,)."""
-    return (jax.nn.one_hot(y, len(y_hat), dtype=y_hat.dtype, axis=0) * y_hat).sum(0)
+def label_probability(y_hat: jax.Array, y: jax.Array) -> jax.Array:
+    """Return each example's probability of its label: (n, q), (n,) -> (n,)."""
+    return (jax.nn.one_hot(y, y_hat.shape[1], dtype=y_hat.dtype) * y_hat).sum(1)
 
 
-def cross_entropy(y_hat: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
-    """Return the weighted sum over examples of -log of the picked probability, a scalar in nats, to be differentiated.
+def cross_entropy(y_hat: jax.Array, y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Return the mean over examples of -log of the label probability, a scalar in nats, to be differentiated.
 
-    It is the mean if each of m examples has the weight 1/m, and what only fills up their minibatch none. Weights (n,).
+    With ``weights`` (n,) it is the weighted sum: 1/m for each of m examples, 0 for padding.
     """
-    return -(weights * jnp.log(picked(y_hat, y))).sum()
+    losses = -jnp.log(label_probability(y_hat, y))
+    return losses.mean() if weights is None else (weights * losses).sum()
 
 
 def exact_losses(y_hat: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the same for each example (n,), on its grid: what is summed and reported."""
-    return -snap(jnp.log(picked(y_hat, y)), exact.K_LOSS)
+    """Return the loss of each example (n,), on its grid: what is summed and reported."""
+    return -snap(jnp.log(label_probability(y_hat, y)), exact.K_LOSS)
 
 
 def compute_logits(parameters: Parameters, X: jax.Array) -> jax.Array:
-    """Map images uint8 (n, height, width) to logits (num_outputs, n), exact."""
+    """Map images uint8 (n, height, width) to logits (n, num_outputs), exact."""
     X = X.reshape(len(X), -1)  # (n, height, width) -> (n, num_inputs)
     X = X.astype(jnp.float64) / 256  # a power of two keeps pixels exact
-    return parameters.W @ X.T + parameters.b[:, jnp.newaxis]
+    return (parameters.W_transposed @ X.T).T + parameters.b
+
+
+def forward(parameters: Parameters, X: jax.Array, batch_size: int) -> jax.Array:
+    """Map images uint8 (n, height, width) to class probabilities (n, num_outputs)."""
+    return softmax(exact_gradient(compute_logits(parameters, X), exact.gradient_exponent(batch_size)))
 
 
 def training_loss(
     parameters: Parameters, X: jax.Array, y: jax.Array, weights: jax.Array, batch_size: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss to be differentiated, and that of each example (n,) to be reported, 0 where its weight is."""
-    y_hat = softmax(exact_gradient(compute_logits(parameters, X), exact.gradient_exponent(batch_size)))
+    y_hat = forward(parameters, X, batch_size)
     return cross_entropy(y_hat, y, weights), jnp.where(weights > 0, exact_losses(y_hat, y), 0)
 
 
@@ -122,8 +133,8 @@ def fit_epoch(
 ) -> tuple[Parameters, jax.Array, jax.Array]:
     """Take one step for each minibatch of ``order``: the loop is inside the compiled program.
 
-    The last minibatch is filled up with the first example at weight 0: a step of another size would be compiled by
-    itself, which takes longer than to train for two epochs.
+    The last minibatch is padded with the first example at weight 0: compiling a step of another size would take longer
+    than training for two epochs.
     """
     n = len(order)
     size = min(batch_size, n)
@@ -134,7 +145,7 @@ def fit_epoch(
         state: tuple[Parameters, jax.Array, Parameters], minibatch: tuple[jax.Array, jax.Array]
     ) -> tuple[tuple[Parameters, jax.Array, Parameters], None]:
         parameters, losses, largest = state
-        indices, weights = laid_out(minibatch, "examples")
+        indices, weights = shard(minibatch, "examples")
         step = jax.value_and_grad(training_loss, has_aux=True)
         (_, loss), gradients = step(parameters, X[indices], y[indices], weights, batch_size)
         parameters = sgd(parameters, gradients, lr)
@@ -142,16 +153,16 @@ def fit_epoch(
         return (parameters, losses + loss, largest), None
 
     # Summed by place in the minibatch, and the largest by place in the parameter, until the loop has ended.
-    start = parameters, laid_out(jnp.zeros(size), "examples"), jax.tree.map(jnp.zeros_like, parameters)
+    start = parameters, shard(jnp.zeros(size), "examples"), jax.tree.map(jnp.zeros_like, parameters)
     (parameters, losses, largest), _ = jax.lax.scan(training_step, start, (minibatches, weights))
-    return laid_out((parameters, losses.sum(), jnp.maximum(*(magnitudes.max() for magnitudes in largest))))
+    return shard((parameters, losses.sum(), jnp.maximum(*(magnitudes.max() for magnitudes in largest))))
 
 
 @jax.jit
 def validation_step(parameters: Parameters, X: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the logits (num_outputs, n) and the loss of each example (n,)."""
-    logits = compute_logits(parameters, laid_out(X, "examples"))
-    return laid_out((logits, exact_losses(softmax(logits), y)))
+    """Return the logits (n, num_outputs) and the loss of each example (n,)."""
+    logits = compute_logits(parameters, shard(X, "examples"))
+    return shard((logits, exact_losses(softmax(logits), y)))
 
 
 class SoftmaxRegressionScratch(Classifier):
@@ -171,14 +182,23 @@ class SoftmaxRegressionScratch(Classifier):
             return jnp.asarray(array)
         return jax.make_array_from_callback(array.shape, jax.NamedSharding(mesh, jax.P()), array.__getitem__)
 
-    def room(self) -> int:
-        """Return half of a GPU's memory, in bytes; the other half is for computing. The CPU shares the host's."""
-        memory = self.state.W.addressable_shards[0].device.memory_stats()
-        return memory["bytes_limit"] // 2 if memory else sys.maxsize
+    def forward(self, X: Any) -> jax.Array:
+        """Map images uint8 (n, height, width) to class probabilities (n, num_outputs)."""
+        return forward(self.state, jnp.asarray(X), self.batch_size)
+
+    @property
+    def W(self) -> jax.Array:
+        """The weights (num_inputs, num_outputs), float64."""
+        return self.state.W_transposed.T
+
+    @property
+    def b(self) -> jax.Array:
+        """The biases (num_outputs,), float64."""
+        return self.state.b
 
     def parameters(self) -> list[Any]:
         """Return [W, b]."""
-        return [self.state.W.T, self.state.b]
+        return [self.W, self.b]
 
     def load(self, W: NDArray[np.float64], b: NDArray[np.float64]) -> None:
         """Replace the parameters."""
@@ -190,5 +210,5 @@ class SoftmaxRegressionScratch(Classifier):
         return loss, largest
 
     def validation_step(self, X: Any, y: Any) -> tuple[Any, Any]:
-        """Return the logits (num_outputs, n) and the loss of each example (n,)."""
+        """Return the logits (n, num_outputs) and the loss of each example (n,)."""
         return validation_step(self.state, X, y)

@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from stages.core.command import UserError
-from stages.core.params import YAML12Loader, load_params
+from stages.core.params import load_params
 from stages.resize import resize
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
@@ -47,7 +46,7 @@ EPOCHS = "a whole number from 1 to 1000"
 
 
 def document(name="", text=""):
-    """The defaults as YAML, a line a key, with ``text`` as the value of the key ``name``."""
+    """The defaults as YAML, one line per key, with ``text`` as the value of the key ``name``."""
     lines = []
     for section, keys in DEFAULTS.items():
         lines.append(f"{section}:")
@@ -179,7 +178,7 @@ def test_the_last_batch_is_accepted_and_the_next_refused(load, refusal, batch_si
     assert load(sized.format(last)).evaluate.batch_index == last
     assert re.fullmatch(
         rf"evaluate\.batch_index: expected a whole number from 0 to {last}"
-        rf"( \(10000 examples, {batch_size} a batch\))?, got {last + 1}",
+        rf"( \(10000 examples, batches of {batch_size}\))?, got {last + 1}",
         refusal(sized.format(last + 1)),
     )
 
@@ -205,10 +204,8 @@ def test_the_last_batch_is_accepted_and_the_next_refused(load, refusal, batch_si
         ("train.epochs", "1001", EPOCHS, "1001"),
         ("train.epochs", "9" * 40, EPOCHS, "a number of more than 30 digits"),
         ("train.epochs", "0x" + "F" * 5000, EPOCHS, "a number of more than 30 digits"),
-        ("train.epochs", "1_0", EPOCHS, "'1_0'"),
-        ("train.epochs", "0b11", EPOCHS, "'0b11'"),
         ("train.epochs", "12:30:00", EPOCHS, "'12:30:00'"),
-        ("train.epochs", "2001-01-01", EPOCHS, "'2001-01-01'"),
+        ("train.epochs", "2001-01-01", EPOCHS, "2001-01-01"),
         ("train.seed", "-1", "a whole number from 0 to 4294967295", "-1"),
         ("train.seed", "4294967296", "a whole number from 0 to 4294967295", "4294967296"),
         ("train.lr", "0", "a number above 0, at most 1000", "0"),
@@ -283,16 +280,16 @@ def test_a_whole_number_beyond_either_bound_is_refused(refusal, name, bounds):
         (DEFAULT.replace("columns: 8", "- 8"), "render: expected the keys columns, got a list of 1"),
         (
             DEFAULT.replace("  epochs: 10\n", "  epochs: 10\n  epochs: 10\n"),
-            "train.epochs: expected once, found more than once: remove all but one",
+            'line 11: expected YAML, but found duplicate key "epochs"',
         ),
         (
             DEFAULT.replace("  epochs: 10\n", "  epochs: 10\n  'epochs': 20\n"),
-            "train.epochs: expected once, found more than once: remove all but one",
+            'line 11: expected YAML, but found duplicate key "epochs"',
         ),
-        (DEFAULT + "train: {}\n", "train: expected once, found more than once: remove all but one"),
+        (DEFAULT + "train: {}\n", 'line 19: expected YAML, but found duplicate key "train"'),
         (
             DEFAULT.replace("resize:", "resize: &r").replace("  columns: 8", "  columns: 8\n  <<: *r"),
-            "render.<<: unknown key: expected one of columns",
+            "render.height: unknown key: expected one of columns",
         ),
         ("", f"expected the keys {SECTIONS}, got nothing"),
         ("# nothing\n", f"expected the keys {SECTIONS}, got nothing"),
@@ -304,12 +301,11 @@ def test_a_whole_number_beyond_either_bound_is_refused(refusal, name, bounds):
         ("train: {epochs: 10\n", "line 2: expected YAML, but expected ',' or '}', but got '<stream end>'"),
         ("a: b: c\n", "line 1: expected YAML, but mapping values are not allowed here"),
         (document("train.epochs", "*ten"), "line 10: expected YAML, but found undefined alias 'ten'"),
-        (document("train.epochs", "&a [*a]"), "line 10: expected YAML, but found unconstructable recursive node"),
-        (document("train.epochs", "{? [a] : 1}"), "line 10: expected YAML, but a key is a collection"),
+        (document("train.epochs", "&a [*a]"), f"train.epochs: expected {EPOCHS}, got a list of 1"),
     ],
     ids=lambda content: repr(content)[-40:],
 )  # fmt: skip
-def test_a_fault_of_the_document_is_named(refusal, content, message):
+def test_an_error_of_the_document_is_named(refusal, content, message):
     assert refusal(content) == message
 
 
@@ -344,7 +340,9 @@ def test_what_is_not_one_yaml_document_is_refused_as_such(refusal, content):
 )  # fmt: skip
 def test_a_value_that_cannot_be_built_is_refused_with_its_line_or_key(refusal, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert re.match(r"line 10: expected |train\.epochs: expected ", refusal(document("train.epochs", text)))
+    assert re.match(
+        r"(line 10: |)expected YAML, but |train\.epochs: expected ", refusal(document("train.epochs", text))
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -353,28 +351,6 @@ def test_a_missing_file_is_refused_with_what_to_do(tmp_path):
         UserError, match=r"/params\.yaml: expected a file, found none: run from the top of the repository$"
     ):
         load_params(tmp_path / "params.yaml")
-
-
-# DVC's reader is ruamel.yaml
-
-
-SCALARS = (
-    "1e-06 1e-6 1E6 1.e3 +1e3 .5 -.5 +.5 5. 0. 00.5 1.5e3 1e .e5 e5 1e400 -0.0 0755 08 0o17 0O17 0o8 0x1F 0X1f 0x 00 "
-    "+1 -1 -0 + .. on off yes no y n On YES true True TRUE tRue false False FALSE null Null NULL nULL ~ .inf -.inf "
-    "+.inf .Inf .INF inf .nan .NaN .NAN nan 12:30:00 1:30 1:30.5 _1 '1' 'true' '' 12345678901234567890123"
-)
-
-
-@pytest.mark.parametrize("text", [*SCALARS.split(), ""])
-def test_dvc_reads_a_scalar_as_we_do(text):
-    ours = yaml.load(f"key: {text}", Loader=YAML12Loader)["key"]  # noqa: S506 - a subclass of SafeLoader
-    assert repr(ours) == repr(YAML(typ="safe").load(f"key: {text}")["key"])
-
-
-@pytest.mark.parametrize("text", ["1_000", "1_0.5", "0b11", "-0x1F", "+0o7", "2001-01-01", "2001-12-14t21:59:43Z"])
-def test_what_dvc_reads_beyond_the_core_schema_is_a_string_to_us_and_so_never_a_parameter(text):
-    assert yaml.load(text, Loader=YAML12Loader) == text  # noqa: S506 - a subclass of SafeLoader
-    assert YAML(typ="safe").load(text) != text
 
 
 # Any document
@@ -423,7 +399,7 @@ def as_yaml(value):
 
 @st.composite
 def documents(draw):
-    """A document, most often with few faults or none, its values, and the names of all keys that have a fault."""
+    """A document, most often with few errors or none, its values, and the names of all keys that have one."""
     values = {name: draw(fitting) for name, fitting in FITTING.items()}
     values[BATCH_INDEX] = draw(st.integers(0, 9999 // values["evaluate.batch_size"]))
     for name in draw(st.sets(st.sampled_from(sorted(values)), max_size=2)):
@@ -447,24 +423,25 @@ def documents(draw):
     added = draw(st.sets(st.sampled_from(["other", *sections]), max_size=1))  # unknown, or repeated
     content = "\n".join([*itertools.chain(*lines.values()), *(f"{section}: {{}}" for section in added)])
 
-    faults = missing | unknown | repeated | added | {section for section in sections if len(lines[section]) == 1}
-    faults |= {name for name in names if name not in unknown and not fits(name, values[name])}
-    if not {BATCH_INDEX, "evaluate.batch_size"} & faults:
-        faults |= {BATCH_INDEX} if values[BATCH_INDEX] > 9999 // values["evaluate.batch_size"] else set()
+    wrong = missing | unknown | repeated | added | {section for section in sections if len(lines[section]) == 1}
+    wrong |= {name for name in names if name not in unknown and not fits(name, values[name])}
+    if not {BATCH_INDEX, "evaluate.batch_size"} & wrong:
+        wrong |= {BATCH_INDEX} if values[BATCH_INDEX] > 9999 // values["evaluate.batch_size"] else set()
     nested = {section: {} for section in sections}
     for name in names:
         section, key = name.split(".")
         nested[section][key] = values[name]
-    return content, nested, faults
+    return content, nested, wrong
 
 
 @given(documents())
-@settings(derandomize=True, max_examples=500, deadline=None)
-def test_any_document_is_accepted_with_its_values_or_refused_by_the_name_of_a_fault(path, load, refusal, drawn):
-    content, nested, faults = drawn
-    if faults:
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_any_document_is_accepted_with_its_values_or_refused_by_the_name_of_an_error(path, load, refusal, drawn):
+    content, nested, wrong = drawn
+    if wrong:
         message = refusal(content)
-        assert any(message.startswith(f"{fault}: ") for fault in faults)
+        twice = (f'found duplicate key "{name.rpartition(".")[2]}"' for name in wrong)
+        assert message.startswith(tuple(f"{name}: " for name in wrong)) or any(text in message for text in twice)
         with contextlib.chdir(path.parent), pytest.raises(UserError):
             resize(Path("raw"), Path("resized"))
         assert list(path.parent.iterdir()) == [path]
@@ -484,7 +461,7 @@ NO_DOCUMENTS = st.one_of(
 
 
 @given(NO_DOCUMENTS)
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 def test_what_is_no_mapping_is_refused_as_such(refusal, content):
     assert re.match(r"(line \d+: )?expected (the keys|UTF-8 text|YAML)", refusal(content))
 
@@ -546,7 +523,7 @@ PIECES = [
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 def test_any_text_for_a_value_is_accepted_or_refused_in_one_line(load, refusal, text):
     content = document("train.epochs", text)
     try:

@@ -38,24 +38,34 @@ def test_validation_does_not_read_the_training_split(root: Path) -> None:
 def test_validation_batches_are_in_order_and_the_last_is_short(root: Path) -> None:
     data = FashionMNIST(root, batch_size=2)
 
-    batches = [data.validation.labels[batch].tolist() for batch in data.val_dataloader()]
-    assert batches == [[1, 4], [4, 9], [0]]
+    batches = list(data.val_dataloader())
+    assert [y.tolist() for _, y in batches] == [[1, 4], [4, 9], [0]]
+    assert np.array_equal(np.concatenate([X for X, _ in batches]), data.validation.images)
+
+
+def test_training_batches_are_the_slices_of_the_shuffled_examples(root: Path) -> None:
+    data, order = FashionMNIST(root, batch_size=2), FashionMNIST(root, batch_size=2).shuffle()
+
+    batches = list(data.train_dataloader())
+    assert [len(y) for _, y in batches] == [2, 2, 1]
+    assert np.array_equal(np.concatenate([X for X, _ in batches]), IMAGES[order])
+    assert np.array_equal(np.concatenate([y for _, y in batches]), LABELS[order])
 
 
 def test_every_epoch_is_another_permutation_of_one_stream(root: Path) -> None:
     data, again = (FashionMNIST(root, batch_size=2, seed=3) for _ in range(2))
     rng = np.random.default_rng([3, 1])
-    orders = [data.train_dataloader() for _ in range(4)]
+    orders = [data.shuffle() for _ in range(4)]
 
     assert all(np.array_equal(order, rng.permutation(5)) for order in orders)
-    assert all(np.array_equal(order, again.train_dataloader()) for order in orders)
+    assert all(np.array_equal(order, again.shuffle()) for order in orders)
     assert len({order.tobytes() for order in orders}) > 1
     assert orders[0].dtype == np.int32
 
 
 def test_another_seed_gives_other_orders(root: Path) -> None:
     first, other = (
-        np.concatenate([data.train_dataloader() for _ in range(4)])
+        np.concatenate([data.shuffle() for _ in range(4)])
         for data in (FashionMNIST(root, batch_size=2, seed=0), FashionMNIST(root, batch_size=2, seed=1))
     )
 
@@ -65,8 +75,8 @@ def test_another_seed_gives_other_orders(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": IMAGES, "labels": LABELS[:4]}, "expected one label an image, found 5 images and 4 labels"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected one label an image, found 0 images and 0 labels"),
+        ({"images": IMAGES, "labels": LABELS[:4]}, "expected one label per image, found 5 images and 4 labels"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "expected one label per image, found 0 images and 0 labels"),
         ({"images": IMAGES, "labels": LABELS + np.uint8(1)}, "expected labels from 0 to 9, found 10"),
         ({"images": IMAGES.astype(float), "labels": LABELS}, "expected images uint8 (n, n, n), found float64"),
         ({"images": IMAGES}, "expected the arrays ['images', 'labels'], found ['images']"),

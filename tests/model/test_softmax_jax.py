@@ -23,7 +23,7 @@ import numpy as np
 from stages.model.frameworks import softmax_regression
 from stages.runtime import devices
 
-devices.start("jax", "cpu", int(sys.argv[1]))
+print(devices.start("jax", "cpu", int(sys.argv[1])))
 from tools.proof.verify import compiled_program
 
 RNG = np.random.default_rng(4)
@@ -85,11 +85,11 @@ def test_a_step_exchanges_gradients_in_one_all_reduce_and_on_one_device_nothing(
     assert [re.findall(r"f64\[[\d,]*\]", shapes) for shapes in in_loop] == [["f64[10,30]", "f64[10]"]] * (count > 1)
 
 
-def test_each_device_computes_on_its_share_of_the_images(runs: dict[int, Any]) -> None:
-    shares = {count: {int(n) for n in re.findall(r"f64\[(\d+),30\]", text)} for count, (*_, text) in runs.items()}
+def test_each_device_computes_on_its_shard_of_the_images(runs: dict[int, Any]) -> None:
+    shards = {count: {int(n) for n in re.findall(r"f64\[(\d+),30\]", text)} for count, (*_, text) in runs.items()}
 
     # 22 examples; with 8 devices the last one has none. The matrix of 10 rows is the gradient.
-    assert {count: found - {10} for count, found in shares.items()} == {1: {22}, 2: {11}, 3: {8}, 4: {6}, 8: {3}}
+    assert {count: found - {10} for count, found in shards.items()} == {1: {22}, 2: {11}, 3: {8}, 4: {6}, 8: {3}}
 
 
 def test_the_stages_write_the_same_bytes_on_three_devices(pipeline: Any) -> None:

@@ -30,8 +30,7 @@ def lesson(request: pytest.FixtureRequest) -> Any:
 def logits_gradient(
     lesson: Any, logits: np.ndarray, y: np.ndarray, k: int, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """The gradient of the mean cross-entropy at the logits (q, n), by automatic differentiation."""
-    weights = np.full(len(y), 1 / len(y)) if weights is None else weights
+    """The gradient of the mean cross-entropy at the logits (n, q), by automatic differentiation."""
     if lesson.framework == "jax":
         import jax
 
@@ -74,38 +73,38 @@ def test_sums_along_an_axis_keep_it(lesson: Any) -> None:
     assert np.asarray(rows).tolist() == [[6], [15]]
 
 
-def test_softmax_columns_are_non_negative_and_sum_to_one(lesson: Any) -> None:
-    X_prob = np.asarray(lesson.softmax(np.random.default_rng(0).random((5, 2))))
+def test_softmax_rows_are_non_negative_and_sum_to_one(lesson: Any) -> None:
+    X_prob = np.asarray(lesson.softmax(np.random.default_rng(0).random((2, 5))))
 
-    assert X_prob.shape == (5, 2)
+    assert X_prob.shape == (2, 5)
     assert (X_prob > 0).all()
     # Each of the five probabilities is rounded by at most half a step of the grid.
-    assert (np.abs(X_prob.sum(axis=0) - 1) <= 5 * 2.0**-25).all()
+    assert (np.abs(X_prob.sum(axis=1) - 1) <= 5 * 2.0**-25).all()
 
 
 def test_softmax_of_equal_logits_is_uniform(lesson: Any) -> None:
-    assert np.asarray(lesson.softmax(np.full((4, 1), 3.5))).tolist() == [[0.25]] * 4
+    assert np.asarray(lesson.softmax(np.full((1, 4), 3.5))).tolist() == [[0.25] * 4]
 
 
 def test_softmax_of_extreme_logits_is_finite_and_never_below_one_step(lesson: Any) -> None:
-    y_hat = np.asarray(lesson.softmax(np.array([[1000.0, -1000.0, 0.0], [-1000.0, -1000.0, -1000.0]]).T)).T
+    y_hat = np.asarray(lesson.softmax(np.array([[1000.0, -1000.0, 0.0], [-1000.0, -1000.0, -1000.0]])))
 
     assert y_hat[0].tolist() == [1.0, 2.0**-24, 2.0**-24]
     assert y_hat[1].tolist() == [round(2**24 / 3) / 2**24] * 3
 
 
 def test_softmax_does_not_change_when_all_logits_shift(lesson: Any) -> None:
-    X = exact.snap(np.round, np.random.default_rng(1).standard_normal((10, 20)), 26)
+    X = exact.snap(np.round, np.random.default_rng(1).standard_normal((20, 10)), 26)
 
     assert np.array_equal(lesson.softmax(X), lesson.softmax(X + 64))
 
 
 def test_cross_entropy_of_the_book_s_two_examples(lesson: Any) -> None:
-    y_hat, y, weights = np.array([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]]).T, np.array([0, 2]), np.full(2, 0.5)
+    y_hat, y = np.array([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]]), np.array([0, 2])
 
-    assert np.asarray(lesson.picked(y_hat, y)).tolist() == [0.1, 0.5]
+    assert np.asarray(lesson.label_probability(y_hat, y)).tolist() == [0.1, 0.5]
     # Two logarithms, each within two units in the last place, and one division.
-    loss = float(lesson.cross_entropy(y_hat, y, weights))
+    loss = float(lesson.cross_entropy(y_hat, y))
     assert loss == pytest.approx(-(math.log(0.1) + math.log(0.5)) / 2, rel=1e-15)
     assert np.float32(loss) == np.float32(1.4978662)  # as the book's float32 prints it
     assert float(lesson.cross_entropy(y_hat, y, np.array([0.0, 1.0]))) == pytest.approx(-math.log(0.5), rel=1e-15)
@@ -133,7 +132,7 @@ def test_cross_entropy_agrees_with_the_framework_s_own(lesson: Any) -> None:
 
     # Logits round by 2^-21, exponentials >= e^-4 by 2^-23 and probabilities >= e^-4/10 by 2^-25.
     bound = 2 * (2.0**-21 + math.e**4 * 2.0**-23) + 10 * math.e**4 * 2.0**-25
-    assert abs(float(lesson.cross_entropy(lesson.softmax(logits.T), y, np.full(50, 1 / 50))) - float(own)) <= bound
+    assert abs(float(lesson.cross_entropy(lesson.softmax(logits), y)) - float(own)) <= bound
 
 
 @pytest.mark.parametrize("m", [1, 3, 96, 256])
@@ -144,25 +143,25 @@ def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: in
     onehot = np.eye(10)[y]
 
     expected = oracle.snap((oracle.softmax(logits) - onehot) / m, k)
-    assert logits_gradient(lesson, logits.T, y, k).T.tobytes() == (expected + 0.0).tobytes()
+    assert logits_gradient(lesson, logits, y, k).tobytes() == (expected + 0.0).tobytes()
 
 
 @pytest.mark.parametrize("m", [1, 3, 96, 255])
-def test_what_fills_up_a_minibatch_leaves_the_gradient_of_its_examples_as_it_is(lesson: Any, m: int) -> None:
-    logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((10, 256)), 26)
+def test_padding_leaves_the_gradient_of_its_examples_as_it_is(lesson: Any, m: int) -> None:
+    logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((256, 10)), 26)
     y, weights = np.random.default_rng(m).integers(0, 10, 256), (np.arange(256) < m) / m
     k = exact.gradient_exponent(256)
 
-    alone = logits_gradient(lesson, logits[:, :m], y[:m], k)
-    filled = logits_gradient(lesson, logits, y, k, weights)
-    assert filled[:, :m].tobytes() == alone.tobytes()
-    assert not filled[:, m:].any()
+    alone = logits_gradient(lesson, logits[:m], y[:m], k)
+    padded = logits_gradient(lesson, logits, y, k, weights)
+    assert padded[:m].tobytes() == alone.tobytes()
+    assert not padded[m:].any()
 
 
 def test_gradient_of_a_hopeless_example_is_alive(lesson: Any) -> None:
-    gradient = logits_gradient(lesson, np.array([[1000.0], [-1000.0]]), np.array([1]), 24)
+    gradient = logits_gradient(lesson, np.array([[1000.0, -1000.0]]), np.array([1]), 24)
 
-    assert gradient.tolist() == [[1.0], [2.0**-24 - 1]]
+    assert gradient.tolist() == [[1.0, 2.0**-24 - 1]]
 
 
 def test_initial_parameters_have_the_oracle_s_bits(lesson: Any) -> None:
@@ -242,6 +241,6 @@ def test_loaded_parameters_classify(lesson: Any) -> None:
     logits, losses = model.validation_step(model.to_device(IMAGES), model.to_device(LABELS))
 
     expected = IMAGES.reshape(300, -1) / 256 @ W + np.arange(10.0)
-    assert np.asarray(logits).T.tobytes() == expected.tobytes()
+    assert np.asarray(logits).tobytes() == expected.tobytes()
     p = oracle.softmax(expected)[np.arange(300), LABELS]
     assert np.asarray(losses).tobytes() == (-oracle.snap(np.log(p), 20)).tobytes()

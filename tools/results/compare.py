@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from stages.core.command import UserError
 from stages.core.fashion_mnist import CLASS_NAMES
-from stages.core.params import REPEATED, YAML12Loader, shown
+from stages.core.params import parse_yaml, shown
 from stages.model.metrics import wilson_interval
 from tools.common.git import git, says
 from tools.common.tables import aligned
@@ -262,7 +261,7 @@ def read_file(revision: Revision, path: str, parse: Callable[[str], Any]) -> Any
         )
     try:
         return parse(done.stdout.decode())
-    except (ValueError, csv.Error, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, csv.Error, UserError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{revision}: expected {path} as the pipeline writes it, but {reason}: {remedy}") from None
 
@@ -282,13 +281,10 @@ def parse_predictions(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def parse_parameters(text: str) -> dict[str, Any]:
     """Return the parameters by section.key."""
-    document = yaml.load(text, Loader=YAML12Loader)  # noqa: S506 - a subclass of SafeLoader
+    document = parse_yaml(text)
     if not isinstance(document, dict) or not all(isinstance(section, dict) for section in document.values()):
         raise ValueError("found no sections with keys")
-    values = {f"{name}.{key}": value for name, section in document.items() for key, value in section.items()}
-    if any(value is REPEATED for value in values.values()):
-        raise ValueError("found a key more than once")
-    return values
+    return {f"{name}.{key}": value for name, section in document.items() for key, value in section.items()}
 
 
 def check_committed() -> None:
