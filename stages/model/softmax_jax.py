@@ -84,7 +84,7 @@ exact_gradient.defvjp(lambda logits, k: (logits, None), lambda k, _, d: (snap(d,
 
 def label_probability(y_hat: jax.Array, y: jax.Array) -> jax.Array:
     """Return each example's probability of its label: (n, q), (n,) -> (n,)."""
-    return (jax.nn.one_hot(y, y_hat.shape[1], dtype=y_hat.dtype) * y_hat).sum(1)
+    return (jax.nn.one_hot(y, y_hat.shape[1], dtype=y_hat.dtype, axis=0) * y_hat.T).sum(0)  # one column per example
 
 
 def cross_entropy(y_hat: jax.Array, y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -180,7 +180,9 @@ class SoftmaxRegressionScratch(Classifier):
         mesh = jax.sharding.get_mesh()
         if mesh.empty:
             return jnp.asarray(array)
-        return jax.make_array_from_callback(array.shape, jax.NamedSharding(mesh, jax.P()), array.__getitem__)
+        # JAX's own buffer is aligned, so all parts of a CPU share it; of NumPy's each would take a copy.
+        shared = np.asarray(jax.device_put(array, mesh.local_devices[0]))
+        return jax.make_array_from_callback(array.shape, jax.NamedSharding(mesh, jax.P()), shared.__getitem__)
 
     def forward(self, X: Any) -> jax.Array:
         """Map images uint8 (n, height, width) to class probabilities (n, num_outputs)."""
