@@ -1,0 +1,48 @@
+"""Commands and parts of the benchmark in processes of their own: wall time, output, memory."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from stages.core.command import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def spawn(*words: str, cwd: Path | None = None, **environment: str) -> tuple[float, str, str]:
+    """Run a command; return its wall time in seconds, stdout and stderr; raise ``UserError`` if it fails."""
+    start = time.perf_counter()
+    done = subprocess.run(words, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line and not line.startswith("import time:")][-1:]
+        reason = last[0] if last else f"exit code {done.returncode}"
+        ours = reason.startswith("bench: ")  # the line of a worker
+        raise UserError(reason[7:] if ours else f"expected {words[:4]} to succeed, found: {reason}")
+    return seconds, done.stdout, done.stderr
+
+
+def spawn_work(*arguments: Any, cwd: Path | None = None, **environment: str) -> tuple[float, Any, str]:
+    """Call the ``work`` of a part in a process; return its wall time in seconds, its result, and its stderr.
+
+    Args:
+        arguments: The name of the part, and what ``work`` is given.
+        cwd: The folder of the process.
+        environment: Variables for the process.
+    """
+    words = [sys.executable, "-m", "tools.proof.bench", "--work", json.dumps(arguments)]
+    seconds, output, errors = spawn(*words, cwd=cwd, PYTHONPATH=str(ROOT), **environment)
+    return seconds, json.loads(output.splitlines()[-1]), errors
+
+
+def peak_megabytes(status: str) -> float:
+    """Return the most memory that a process has had resident, in 10^6 bytes, from its ``/proc/PID/status``.
+
+    ``getrusage`` would also count what the parent held when it started the process.
+    """
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024 / 1e6
