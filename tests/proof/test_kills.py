@@ -11,14 +11,10 @@ from conftest import Repository
 from tools.proof import kills
 
 KILLS = [
-    ("download", "dvc", signal.SIGKILL),
-    ("resize", "stage", signal.SIGKILL),
-    ("train", "dvc", signal.SIGTERM),
-    ("evaluate", "both", signal.SIGINT),
-    ("render", "stage", signal.SIGTERM),
-    (kills.BOOKKEEPING, "dvc", signal.SIGKILL),
-    (kills.BOOKKEEPING, "dvc", signal.SIGKILL),
-    (kills.BOOKKEEPING, "both", signal.SIGINT),
+    ("resize", "stage", signal.SIGKILL),  # outputs are atomic
+    ("train", "dvc", signal.SIGTERM),  # a stage ends with its dvc
+    ("render", "both", signal.SIGINT),  # Ctrl-C
+    (kills.BOOKKEEPING, "dvc", signal.SIGKILL),  # the repair of dvc's own files
 ]
 
 
@@ -36,7 +32,7 @@ def test_after_a_kill_make_repro_gives_what_was_committed(
     kill = kills.Kill(where, target, number, random.choice(kills.SHELLS))  # noqa: S311
     (outcome,) = kills.series(clone, [kill], random.Random())  # noqa: S311
 
-    assert outcome.faults == []
+    assert outcome.errors == []
 
 
 def test_the_series_sees_a_partial_file_and_a_wrong_result(clone: kills.Clone) -> None:
@@ -87,9 +83,15 @@ def test_the_table_counts_survivors_by_stage_and_signal() -> None:
 
 
 def test_results_that_are_not_the_committed_ones_are_refused(reproduced: Repository, tmp_path: Path) -> None:
-    other = reproduced.clone(tmp_path / "other")
-    other.set_parameter("train.lr", 0.3)
+    other = reproduced.copy(tmp_path / "other")
+    other.set_parameter("render.columns", 4)
     other.git("commit", "--quiet", "--all", "--message", "Forget the results")
 
     with pytest.raises(SystemExit, match=r"kills: expected a commit with its own dvc.lock, found another result"):
         kills.Clone(other.root, tmp_path / "clone", reproduced.environment)
+
+
+def test_a_series_of_no_kills_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["kills", "--kills", "0"])
+    with pytest.raises(SystemExit, match="^kills: --kills: expected a whole number from 1, got 0$"):
+        kills.main()

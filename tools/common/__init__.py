@@ -1,1 +1,1 @@
-"""What several tools need: Git, the machine in words, tables."""
+"""What several tools need: Git, the machine in words, params.yaml, tables."""

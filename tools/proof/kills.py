@@ -12,6 +12,7 @@ moment drawn evenly from the time that it takes. Then must hold:
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import os
@@ -23,11 +24,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import yaml
+
+from stages.core.params import load_params
+from tools.common.parameters import set_parameter
 
 STAGE_HITS = [
     ("stage", signal.SIGKILL),
@@ -40,15 +44,12 @@ STAGE_HITS = [
 BOOKKEEPING_HITS = [("dvc", signal.SIGKILL)] * 12 + [("dvc", signal.SIGTERM)] * 4 + [("both", signal.SIGINT)] * 4
 BOOKKEEPING = "bookkeeping"
 LOCK = "dvc.lock"
-OTHER = "train.lr=0.2"
-"""Parameters of the results between which bookkeeping goes back and forth."""
 SHELLS = ("bash", "dash")
 END_SECONDS = 120.0
 """What is hit must have ended after so long."""
 
 
-@dataclass(frozen=True)
-class Kill:
+class Kill(NamedTuple):
     """One kill: the stage that ran (or ``bookkeeping``), what was hit and with what, and under which shell."""
 
     where: str
@@ -62,43 +63,37 @@ class Kill:
         return "Ctrl-C" if self.target == "both" else f"{self.signal.name} to {self.target}"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a kill: its second of the run, seconds until all had ended, the repair's lines, what was wrong."""
+class Outcome(NamedTuple):
+    """What came of a kill: its second of the run, seconds until all had ended, the repair's lines, what differs."""
 
     kill: Kill
     moment: float
     outlived: float
     repairs: list[str]
-    faults: list[str]
+    errors: list[str]
 
 
 class Clone:
     """A clone of a repository in which the pipeline has run, and what the runs left there."""
 
     def __init__(self, source: Path, root: Path, environment: Mapping[str, str]) -> None:
-        self.root = root
+        self.root, self.parameters = root, root / "params.yaml"
         # Output unbuffered, so that a stage's start is seen when it happens.
         self.environment = {**environment, "PYTHONUNBUFFERED": "1"}
         subprocess.run(["git", "clone", "--quiet", "--no-local", str(source), str(root)], env=environment, check=True)
         if (source / ".dvc/cache").is_dir():
             shutil.copytree(source / ".dvc/cache", root / ".dvc/cache")  # so that only the kills take time
         self.stages: list[str] = list(yaml.safe_load((root / "dvc.yaml").read_text())["stages"])
-        self.seconds = dict.fromkeys([*self.stages, BOOKKEEPING], 0.0)
         self.run("dvc", "repro", "--quiet")
         if self.run("git", "status", "--porcelain"):
             raise SystemExit("kills: expected a commit with its own dvc.lock, found another result: run `make repro`")
-        self.run("dvc", "exp", "run", "--quiet", "--set-param", OTHER)
-        self.other = self.files()
-        self.other_parameters = (root / "params.yaml").read_text()
-        self.run("git", "restore", "params.yaml")
-        self.run("dvc", "repro", "--quiet")
         self.expected = self.files()
-        for stage in self.stages:
-            self.seconds[stage] = self.timed("dvc", "repro", "--quiet", "--force", "--single-item", stage)
-        (root / "params.yaml").write_text(self.other_parameters)
-        self.seconds[BOOKKEEPING] = self.timed("dvc", "repro", "--quiet")
-        self.recover()
+        set_parameter(self.parameters, "lr", load_params(self.parameters).train.lr / 2)
+        self.other_parameters = self.parameters.read_text()  # bookkeeping goes to their results and back
+        self.run("dvc", "repro", "--quiet")
+        self.other = self.files()
+        self.run("git", "restore", "params.yaml")
+        self.seconds = {BOOKKEEPING: self.timed("dvc", "repro", "--quiet")}
 
     def run(self, *command: str) -> str:
         """Return what a command wrote to stdout; if it fails, end with what it wrote to stderr."""
@@ -129,14 +124,16 @@ class Clone:
         self.run("dvc", "repro", "--quiet")
         return repairs
 
-    def strike(self, kill: Kill, share: float) -> Outcome | None:
-        """Start a run, hit it after ``share`` (0 to 1) of its time, and judge; None if it had ended by then."""
+    def strike(self, kill: Kill, fraction: float) -> Outcome | None:
+        """Start a run, hit it after ``fraction`` (0 to 1) of its time, and judge; None if it had ended by then."""
         command = ["dvc", "repro"]
         if kill.where == BOOKKEEPING:
-            (self.root / "params.yaml").write_text(self.other_parameters)
+            self.parameters.write_text(self.other_parameters)
         else:
             command += ["--force", "--single-item", kill.where]
-        run = subprocess.Popen(
+            if kill.where not in self.seconds:
+                self.seconds[kill.where] = self.timed(*command, "--quiet")
+        run = psutil.Popen(
             command,
             cwd=self.root,
             env={**self.environment, "SHELL": f"/bin/{kill.shell}"},
@@ -144,35 +141,17 @@ class Clone:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a process group of its own, as a terminal gives it
         )
-        dvc, stage = psutil.Process(run.pid), None
-        while kill.target == "stage" and not stage and run.poll() is None:
-            time.sleep(0.002)
-            stage = next(iter(children(dvc)), None)
-        start = time.monotonic()
-        while time.monotonic() - start < share * self.seconds[kill.where] and run.poll() is None:
-            time.sleep(0.002)
-        moment = time.monotonic() - start
-        try:
-            if kill.target == "both":
-                os.killpg(run.pid, kill.signal)
-            else:
-                (stage or dvc).send_signal(kill.signal)
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            pass
-        ended = run.poll() is not None and run.returncode == 0
-        struck = time.monotonic()
+        moment = hit(run, kill, fraction * self.seconds[kill.where])
+        succeeded, struck = run.poll() == 0, time.monotonic()
         while run.poll() is None or self.living():
             if time.monotonic() - struck > END_SECONDS:
                 raise SystemExit(f"kills: {kill}: still alive after {END_SECONDS:.0f} s: {self.living()}")
             time.sleep(0.005)
-        if ended:
-            self.recover()
+        outlived, errors, repairs = time.monotonic() - struck, self.partial(), self.recover()
+        if succeeded:
             return None
-        outlived = time.monotonic() - struck
-        faults = self.partial()
-        repairs = self.recover()
-        faults += self.differing() + self.run("git", "status", "--porcelain").splitlines()
-        return Outcome(kill, moment, outlived, repairs, faults)
+        errors += self.differing() + self.run("git", "status", "--porcelain").splitlines()
+        return Outcome(kill, moment, outlived, repairs, errors)
 
     def partial(self) -> list[str]:
         """Say which outputs are there with a content that neither run of the pipeline gave them."""
@@ -201,12 +180,22 @@ class Clone:
         return found
 
 
-def children(process: psutil.Process) -> list[psutil.Process]:
-    """Return the children of a process, none if it has ended."""
-    try:
-        return process.children()
-    except psutil.NoSuchProcess:
-        return []
+def hit(run: psutil.Popen, kill: Kill, seconds: float) -> float:
+    """Send the signal after so many seconds of the run, or of its stage; return how many it were."""
+    target: psutil.Process = run
+    while kill.target == "stage" and target is run and run.poll() is None:
+        time.sleep(0.002)
+        target = next(iter(run.children()), run)
+    start = time.monotonic()
+    while time.monotonic() - start < seconds and run.poll() is None:
+        time.sleep(0.002)
+    moment = time.monotonic() - start
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended
+        if kill.target == "both":
+            os.killpg(run.pid, kill.signal)
+        else:
+            target.send_signal(kill.signal)
+    return moment
 
 
 def plan(stages: list[str], count: int, generator: random.Random) -> Iterator[Kill]:
@@ -221,10 +210,10 @@ def plan(stages: list[str], count: int, generator: random.Random) -> Iterator[Ki
 def series(clone: Clone, kills: Iterable[Kill], generator: random.Random) -> Iterator[Outcome]:
     """Strike and yield what came of each kill; one that came too late is tried again, earlier."""
     for kill in kills:
-        share, outcome = generator.random(), None
+        fraction, outcome = generator.random(), None
         while outcome is None:
-            outcome = clone.strike(kill, share)
-            share *= 0.8
+            outcome = clone.strike(kill, fraction)
+            fraction *= 0.8
         yield outcome
 
 
@@ -234,7 +223,7 @@ def table(outcomes: list[Outcome], stages: list[str]) -> str:
 
     def count(where: str | None, name: str | None) -> str:
         cell = [o for o in outcomes if where in (None, o.kill.where) and name in (None, o.kill.hit)]
-        return f"{sum(not o.faults for o in cell)} of {len(cell)}" if cell else ""
+        return f"{sum(not o.errors for o in cell)} of {len(cell)}" if cell else ""
 
     lines = [["killed", *names, "all"], ["---"] * (len(names) + 2)]
     lines += [[where, *(count(where, name) for name in names), count(where, None)] for where in [*stages, BOOKKEEPING]]
@@ -248,6 +237,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.kills < 1:
+        sys.exit(f"kills: --kills: expected a whole number from 1, got {options.kills}")
     # A shell may have started this in the background, where SIGINT is ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     generator = random.Random(options.seed)  # noqa: S311 - draws moments, not secrets
@@ -262,13 +253,13 @@ def main() -> None:
             kill = outcome.kill
             print(
                 f"{len(outcomes):3d}  {kill.where:11s}  {kill.hit:16s}  {kill.shell:4s}  {outcome.moment:5.2f} s"
-                f"  {'; '.join(outcome.faults) or 'survived'}{''.join(f'  ({line})' for line in outcome.repairs)}",
+                f"  {'; '.join(outcome.errors) or 'survived'}{''.join(f'  ({line})' for line in outcome.repairs)}",
                 flush=True,
             )
     print(f"\n{table(outcomes, clone.stages)}\n")
     print(f"repairs: {sum(bool(outcome.repairs) for outcome in outcomes)}")
     print(f"the longest that a process outlived its kill: {max(outcome.outlived for outcome in outcomes):.2f} s")
-    sys.exit(any(outcome.faults for outcome in outcomes))
+    sys.exit(any(outcome.errors for outcome in outcomes))
 
 
 if __name__ == "__main__":

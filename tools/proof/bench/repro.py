@@ -1,7 +1,6 @@
 """``dvc repro`` in a fresh clone of the last commit, with the raw files at hand and no cache."""
 
 import os
-import re
 import shutil
 import statistics
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from stages.core.params import load_params
+from tools.common.parameters import set_parameter
 from tools.proof.bench import processes
 from tools.proof.bench.epochs import RAW
 from tools.proof.bench.figures import Figures, Target, record
@@ -55,11 +55,6 @@ def time_commands(scratch: Path, figures: Figures) -> None:
     for _ in range(3):  # short: a few more, for their minimum
         dvc(NOTHING, "repro")
         dvc(STATUS, "status")
-
-
-def set_parameter(path: Path, key: str, value: object) -> None:
-    """Change the value of a key that only one section of params.yaml has."""
-    path.write_text(re.sub(rf"(?m)^(  {key}: )\S+", rf"\g<1>{value}", path.read_text()))
 
 
 def targets(figures: Figures) -> Iterator[Target]:
