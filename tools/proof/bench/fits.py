@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from stages.core.command import UserError
 from stages.core.fashion_mnist import CLASS_NAMES
-from stages.runtime.devices import driver_gpus, start_tensorflow
+from stages.runtime import devices
+from stages.runtime.devices import driver_gpus
 from tools.proof import oracle
 from tools.proof.bench import processes
 from tools.proof.bench.epochs import JAX, TENSORFLOW, Task, prepare, resized_task, timed
@@ -57,7 +58,7 @@ def minibatch_loop(compiled: bool, task: Task) -> Fit:
     Its loader batches, resizes every image on every pass, and shuffles the batches. ``compiled`` makes the step a
     ``tf.function`` and takes the minibatches with ``tf.gather`` instead. Neither validates after an epoch.
     """
-    start_tensorflow(task.device, 1)
+    devices.start("tensorflow", task.device)
     import tensorflow as tf
 
     hyper, n, q = task.hyper, len(task.labels), len(CLASS_NAMES)
@@ -101,7 +102,7 @@ def minibatch_loop(compiled: bool, task: Task) -> Fit:
 def keras_fit(task: Task) -> Fit:
     """Train with Keras: Flatten, Dense, SGD, cross-entropy from logits, and its own ``fit``."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    start_tensorflow(task.device, 1)
+    devices.start("tensorflow", task.device)
     keras, hyper = importlib.import_module("keras"), task.hyper
     dense = keras.layers.Dense(
         len(CLASS_NAMES), kernel_initializer=keras.initializers.RandomNormal(stddev=hyper.sigma, seed=hyper.seed)
