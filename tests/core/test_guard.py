@@ -76,10 +76,6 @@ def end(process: subprocess.Popen[str], folder: Path) -> str:
     return errors
 
 
-def touch(path: Path) -> None:
-    path.touch()
-
-
 def edit(path: Path) -> None:
     path.write_text(path.read_text() + "# edited\n")
 
@@ -110,33 +106,17 @@ def test_nothing_is_published_if_what_a_stage_started_from_changed(
     assert sorted(file.name for file in folder.glob("result*")) == []
 
 
-@pytest.mark.parametrize(
-    ("path", "change"),
-    [
-        ("stages/render.py", edit),
-        ("stages/model/dataset.py", edit),
-        ("stages/wait.py", touch),
-        ("params.yaml", touch),
-        ("notes.txt", touch),
-    ],
-)
-def test_other_modules_and_times_may_change(
-    folder: Path, start: Start, path: str, change: Callable[[Path], None]
-) -> None:
+def test_other_modules_and_times_may_change_and_outputs_are_replaced(folder: Path, start: Start) -> None:
+    (folder / "result").write_bytes(b"old")
+    (folder / "result.12345.tmp").write_bytes(b"half")  # what a killed stage left
     process = start()
-    change(folder / path)
+    for path in ("stages/render.py", "stages/model/dataset.py"):
+        edit(folder / path)
+    for path in ("stages/wait.py", "params.yaml", "notes.txt"):
+        (folder / path).touch()
     errors = end(process, folder)
 
     assert (process.returncode, errors) == (0, "")
-    assert (folder / "result").read_bytes() == b"new"
-
-
-def test_a_stage_may_replace_its_outputs_and_clears_what_a_killed_one_left(folder: Path, start: Start) -> None:
-    (folder / "result").write_bytes(b"old")
-    (folder / "result.12345.tmp").write_bytes(b"half")
-    process = start()
-
-    assert end(process, folder) == ""
     assert (folder / "result").read_bytes() == b"new"
     assert [file.name for file in folder.glob("result*")] == ["result"]
 

@@ -93,5 +93,5 @@ def test_results_that_are_not_the_committed_ones_are_refused(reproduced: Reposit
 
 def test_a_series_of_no_kills_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["kills", "--kills", "0"])
-    with pytest.raises(SystemExit, match="^kills: --kills: expected a whole number from 1, got 0$"):
+    with pytest.raises(SystemExit, match=r"^kills: --kills: expected a whole number from 1, got 0$"):
         kills.main()
