@@ -129,7 +129,7 @@ def small_data_set() -> dict[str, NDArray[np.uint8]]:
     The validation split has two batches of 256, the second one short.
     """
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, NDArray[np.uint8]] = {}
     for split, n in (("train", 600), ("t10k", 300)):
         labels = rng.integers(0, 10, n, np.uint8)
         images = rng.integers(0, 100, (n, 28, 28), np.uint8)
@@ -166,7 +166,7 @@ def source(environment: dict[str, str]) -> Repository:
 @pytest.fixture(scope="session")
 def reproduced(source: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
     published = tmp_path_factory.mktemp("published")
-    small = Repository(tmp_path_factory.mktemp("pipeline"), source.environment | {"FASHION_MNIST_DIR": str(published)})
+    small = Repository(tmp_path_factory.mktemp("pipeline"), {**source.environment, "FASHION_MNIST_DIR": str(published)})
     for name in source.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
         if (ROOT / name).is_file() and not name.startswith(("dvc.lock", "metrics/", "plots/")):
             (small.root / name).parent.mkdir(parents=True, exist_ok=True)
