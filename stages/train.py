@@ -17,7 +17,7 @@ from stages.model.dataset import FashionMNIST
 from stages.model.frameworks import softmax_regression
 from stages.model.scaffold import Epoch, Trainer
 from stages.runtime import devices
-from stages.runtime.distributed import check_same_start, is_first, joined
+from stages.runtime.distributed import check_same_start, initialize, is_coordinator
 
 
 def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -> None:
@@ -26,17 +26,17 @@ def train(resized: Path, model_npz: Path, train_json: Path, history_csv: Path) -
     runtime, hyper = params.runtime, params.train
     data = FashionMNIST(resized, hyper.batch_size, hyper.seed)
     num_inputs = data.train.images[0].size
-    with joined(runtime.framework):
+    with initialize(runtime.framework):
         print(devices.start(runtime.framework, runtime.device, runtime.devices), flush=True)
         model = softmax_regression(
             runtime.framework, num_inputs, hyper.lr, hyper.sigma, batch_size=hyper.batch_size, seed=hyper.seed
         )
         check_same_start(*data.train, *data.validation)
-        history = Trainer(hyper.epochs, silent=not is_first()).fit(model, data)
+        history = Trainer(hyper.epochs, silent=not is_coordinator()).fit(model, data)
         W, b = (np.asarray(parameter) for parameter in model.parameters())
     final = history[-1]._asdict()
     del final["epoch"]
-    if is_first():
+    if is_coordinator():
         publish(
             {
                 model_npz: npz_bytes(W=W, b=b),

@@ -6,17 +6,27 @@ minibatch among several: that many GPUs, or that many parts of the CPU, of this 
 ``distributed.py`` has joined. They are JAX's mesh; without one, as on a single device, nothing is shared.
 """
 
-import ctypes
 import gc
+import importlib.util
 import os
+import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from stages.core.command import UserError
-from stages.runtime.distributed import is_alone
+from stages.runtime.distributed import single_process
+from stages.runtime.driver import (
+    ask_driver,
+    check_processor,
+    cuda_folders,
+    driver_gpus,
+    load_libraries_out_of_reach,
+)
+from stages.runtime.native_stderr import held_back
 
 
 def start(framework: str, device: str, devices: int | str = 1) -> str:
@@ -28,11 +38,13 @@ def start(framework: str, device: str, devices: int | str = 1) -> str:
         devices: How many of them in this process, or ``all``: every GPU, or the CPU as one.
 
     Raises:
-        UserError: The framework is not installed, or there are fewer devices than were asked for.
+        UserError: The framework is not installed or cannot run on this processor, or there are fewer devices than were
+            asked for.
     """
+    check_processor(framework)
     try:
-        # The noise of several processes is relayed.
-        with garbage_uncollected(), start_up_noise_held_back() if is_alone() else nullcontext():
+        # What several processes write is held back as a whole.
+        with garbage_uncollected(), held_back() if single_process() else nullcontext():
             place = FRAMEWORKS[framework](device, devices)
     except ModuleNotFoundError as error:
         raise UserError(
@@ -42,31 +54,48 @@ def start(framework: str, device: str, devices: int | str = 1) -> str:
     return f"{framework} on {place}"
 
 
-def start_tensorflow(device: str, devices: int | str) -> str:
-    """Start TensorFlow and say on what."""
-    # TensorFlow imports Keras unless told to use its predecessor, which is not installed: two seconds for nothing.
+def import_tensorflow(device: str) -> Any:
+    """Import TensorFlow such that it finds CUDA's libraries, if it may take a GPU, and return the module."""
+    # TensorFlow imports Keras unless it is set to use its predecessor, which is not installed: two seconds for nothing.
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only
+    if device != "cpu" and driver_gpus() and (package := importlib.util.find_spec("tensorflow")):
+        for library in Path(package.origin or "").parent.glob("libtensorflow_framework.so.*"):
+            load_libraries_out_of_reach(library)
     with hidden("jax"):  # which TensorFlow Lite's converter imports if it can: half a second, 100 MB
-        import tensorflow as tf
+        import tensorflow
 
+    return tensorflow
+
+
+def start_tensorflow(device: str, devices: int | str) -> str:
+    """Start TensorFlow and say on what."""
+    tf = import_tensorflow(device)
     found = tf.config.list_physical_devices("GPU") if device != "cpu" else []
     details = {gpu: tf.config.experimental.get_device_details(gpu) for gpu in found}
+    names = [details[gpu].get("device_name", gpu.name) for gpu in found]
     # NVIDIA's and AMD's can do float64; a pluggable one, such as Apple's, cannot.
     usable = [gpu for gpu in found if "compute_capability" in details[gpu] or tf.test.is_built_with_rocm()]
-    gpus = choose(device, devices, usable, [details[gpu].get("device_name", gpu.name) for gpu in found])
+    gpus = choose(device, devices, usable)
     if len(gpus) > 1 or devices not in (1, "all"):
         # tf.distribute wants its loop over minibatches outside of what XLA compiles.
         raise UserError(
             f"runtime.devices: expected 1 with tensorflow, which cannot share a compiled epoch, got {devices}: "
             "set it to 1, or runtime.framework to jax"
         )
-    gpu = gpus[0] if gpus else None
-    tf.config.set_visible_devices([gpu] if gpu else [], "GPU")
-    if gpu:
-        tf.config.experimental.set_memory_growth(gpu, True)  # memory as needed, so that others find some
-    tf.zeros(())  # starts the devices, whose greetings are held back here
-    return f"GPU: {details[gpu].get('device_name', gpu.name)}" if gpu else cpu_and_why(device)
+    refusal = ""
+    if gpus:
+        tf.config.set_visible_devices([gpus[0]], "GPU")
+        tf.config.experimental.set_memory_growth(gpus[0], True)  # memory as needed, so that others find some
+        try:
+            tf.zeros(())  # starts the devices, whose greetings are held back here
+            return f"GPU: {details[gpus[0]].get('device_name', gpus[0].name)}"
+        except tf.errors.OpError as error:
+            refusal, names = first_line(error), []
+    place = cpu_and_why("tensorflow", device, names, refusal)
+    tf.config.set_visible_devices([], "GPU")
+    tf.zeros(())
+    return place
 
 
 def start_jax(device: str, devices: int | str) -> str:
@@ -74,15 +103,32 @@ def start_jax(device: str, devices: int | str) -> str:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # memory as needed, so that others find some
     import jax
 
+    setting = next((f"{name}={os.environ[name]}" for name in JAX_CHOICES if os.environ.get(name)), "")
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if devices not in (1, "all"):
         jax.config.update("jax_num_cpu_devices", devices)
+    refusal = f"{setting} in the environment leaves it out" if setting else ""
+    try:
+        local = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # a backend does not start; there is none at all
+        if setting:
+            raise UserError(
+                f"expected a platform that JAX can start, got {setting} in the environment: unset it, "
+                f"as runtime.device in params.yaml chooses {first_line(error) and f'({first_line(error)})'}".strip()
+            ) from None
+        refusal = first_line(error)
+        jax.config.update("jax_platforms", "cpu")
+        local = jax.local_devices()
     # An NVIDIA or AMD backend is called "gpu", and both can do float64; any other accelerator goes by its own name.
-    accelerators = [accelerator for accelerator in jax.local_devices() if accelerator.platform != "cpu"]
+    accelerators = [accelerator for accelerator in local if accelerator.platform != "cpu"]
     usable = [accelerator for accelerator in accelerators if accelerator.platform == "gpu"]
-    gpus = choose(device, devices, usable, [accelerator.device_kind for accelerator in accelerators])
-    place, kind = (f"GPU: {gpus[0].device_kind}", "gpu") if gpus else (cpu_and_why(device), "cpu")
+    gpus = choose(device, devices, usable)
+    if gpus:
+        place, kind = f"GPU: {gpus[0].device_kind}", "gpu"
+    else:
+        place = cpu_and_why("jax", device, [accelerator.device_kind for accelerator in accelerators], refusal)
+        kind = "cpu"
     count = None if devices == "all" else devices
     shares = [jax.local_devices(process, kind)[:count] for process in range(jax.process_count())]
     jax.config.update("jax_default_device", shares[jax.process_index()][0])
@@ -94,24 +140,28 @@ def start_jax(device: str, devices: int | str) -> str:
 
 
 FRAMEWORKS = {"tensorflow": start_tensorflow, "jax": start_jax}
+JAX_CHOICES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "JAX_XLA_BACKEND")
+"""The variables by which JAX itself is given a device."""
+PROBES = {
+    "tensorflow": "from stages.runtime import devices as d; d.import_tensorflow('gpu').config.list_physical_devices()",
+    "jax": "import jax; jax.local_devices()",
+}
+"""What makes a framework look for GPUs and no more."""
+PROBE_VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "dso_loader=1"}
+"""The environment in which it writes which CUDA libraries it opens."""
 
 
-def choose(device: str, devices: int | str, usable: Sequence[Any], found: Sequence[str]) -> Sequence[Any]:
+def choose(device: str, devices: int | str, usable: Sequence[Any]) -> Sequence[Any]:
     """Return the GPUs to use, none for the CPU.
 
     Args:
         device: ``auto``, ``cpu`` or ``gpu``.
         devices: How many, or ``all``.
         usable: The framework's handles of GPUs that can do float64.
-        found: The names of all accelerators that the framework sees.
 
     Raises:
-        UserError: ``gpu`` was asked for and none is usable, or fewer are than ``devices``; the message says what was
-            found.
+        UserError: Some are usable, but fewer than ``devices``.
     """
-    if device == "gpu" and not usable:
-        what = f"{', '.join(found)}, which cannot do float64" if found else missing_gpu()
-        raise UserError(f"runtime.device: expected a GPU that can do float64, found {what}")
     if device == "cpu" or not usable:
         return []
     count = len(usable) if devices == "all" else int(devices)
@@ -121,32 +171,48 @@ def choose(device: str, devices: int | str, usable: Sequence[Any], found: Sequen
     return usable[:count]
 
 
-def missing_gpu() -> str:
-    """Say why a framework sees no GPU: no driver, a driver without a GPU, or a GPU without CUDA libraries."""
-    cpu = "set runtime.device to auto or cpu"
-    gpus = driver_gpus()
-    if gpus is None:
-        return f"no NVIDIA driver (libcuda.so.1): install it, or {cpu}"
-    if gpus == 0:
-        return f"an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES, or {cpu}"
-    return f"{gpus} on the NVIDIA driver but no CUDA libraries: `make repro EXTRAS=gpu` installs them, or {cpu}"
+def cpu_and_why(framework: str, device: str, found: Sequence[str], refusal: str) -> str:
+    """Name the CPU, and what keeps an automatic choice from a GPU that the driver sees.
+
+    Args:
+        framework: ``tensorflow`` or ``jax``.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        found: The names of all accelerators that the framework offers, none of which can do float64.
+        refusal: What the framework said against a GPU, if it did.
+
+    Raises:
+        UserError: ``gpu`` was asked for; the message says what was found.
+    """
+    if device == "cpu":
+        return "CPU"
+    count, problem = ask_driver()
+    if found:
+        problem = f"{', '.join(found)}, which cannot do float64: use another"
+    elif count and not cuda_folders():
+        problem = f"{count} on the NVIDIA driver but no CUDA packages: `make repro EXTRAS=gpu` installs them"
+    elif count:
+        reason = refusal or ask_for_refusal(framework)
+        problem = f"{count} on the NVIDIA driver, which {framework} refuses ({reason}): fix that"
+    if device == "gpu":
+        raise UserError(
+            f"runtime.device: expected a GPU that can do float64, found {problem}, or set runtime.device to auto or cpu"
+        )
+    return f"CPU (found {problem})" if count else "CPU"
 
 
-def cpu_and_why(device: str) -> str:
-    """Name the CPU, and what keeps an automatic choice from a GPU that the driver sees."""
-    return f"CPU (found {missing_gpu()})" if device == "auto" and driver_gpus() else "CPU"
+def ask_for_refusal(framework: str) -> str:
+    """Have another process look for GPUs, and return in its framework's words why it takes none."""
+    command = [sys.executable, "-c", PROBES[framework]]
+    said = subprocess.run(command, env=os.environ | PROBE_VARIABLES, stderr=subprocess.PIPE, text=True).stderr
+    if missing := re.findall(r"Could not load dynamic library '(.+?)'", said):
+        return f"it cannot open {', '.join(dict.fromkeys(missing))}"
+    reasons = re.findall(r"^(?:\S*Error: |W\d+ .*?\] |WARNING:.*?:\d+: )(.+)", said, re.MULTILINE)
+    return reasons[0] if reasons else "without a word"
 
 
-def driver_gpus() -> int | None:
-    """Ask NVIDIA's driver for its GPUs: their number, or None without a driver. Frameworks are not needed."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+def first_line(error: Exception) -> str:
+    """Return the first line of a framework's message."""
+    return f"{error}".strip().partition("\n")[0]
 
 
 @contextmanager
@@ -155,7 +221,7 @@ def hidden(package: str) -> Iterator[None]:
     if package in sys.modules:
         yield
         return
-    sys.modules[package] = None  # type: ignore[assignment]  # so the import system is told that there is none
+    sys.modules[package] = None  # type: ignore[assignment]  # the import system then finds none
     try:
         yield
     finally:
@@ -174,24 +240,3 @@ def garbage_uncollected() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-@contextmanager
-def start_up_noise_held_back() -> Iterator[None]:
-    """Hold back what C++ code writes to stderr, which no log level stops; give it back if the body fails."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as noise:
-        os.dup2(noise.fileno(), 2)
-        try:
-            yield
-        except UserError:
-            raise
-        except BaseException:
-            noise.seek(0)
-            os.write(stderr, noise.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, 2)
-            os.close(stderr)

@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,20 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.command import UserError, at_start, out_of_memory
+from stages.runtime.native_stderr import held_back
 
 ARRIVAL = 120
 """Seconds that a process waits for the others to start."""
 HEARTBEAT = 20
 """Seconds after which a process that gives no sign of life counts as lost; one that is killed is missed at once."""
-
-FATAL = "Terminating process"
-"""What JAX's coordination service writes before it ends a process because of another."""
-RELAY = """
-import sys
-noise, (fatal, lost) = sys.stdin.read(), sys.argv[1:]
-ours = [line for line in noise.splitlines(keepends=True) if line.startswith("train: ")]
-print(ours[0] if ours else lost if fatal in noise else noise, end="")
-"""
+LOST = (
+    "train: one of {} processes was lost, cannot be reached or did not come within {} s{}: nothing was published: "
+    "start all of them again\n"
+)
 
 
 def started() -> tuple[str, int]:
@@ -51,8 +46,8 @@ def started() -> tuple[str, int]:
     return "", 1
 
 
-def is_alone() -> bool:
-    """Tell whether this process trains by itself."""
+def single_process() -> bool:
+    """Return whether this process trains alone."""
     return started()[1] == 1
 
 
@@ -65,11 +60,12 @@ def from_environment(name: str) -> int:
 
 
 @contextmanager
-def joined(framework: str) -> Iterator[None]:
+def initialize(framework: str) -> Iterator[None]:
     """Join the processes of this run for the body, before JAX starts.
 
     A process that is lost, or does not come, ends this one with one line and an exit code that is not 0: at once where
-    a collective notices, else after ``HEARTBEAT`` or ``ARRIVAL`` seconds, by JAX's coordination service.
+    a collective notices, else after ``HEARTBEAT`` or ``ARRIVAL`` seconds, by JAX's coordination service. At the end of
+    the body each waits for the others.
 
     Raises:
         UserError: The variables are incomplete, the framework is not JAX, this host's name is no address of its own,
@@ -91,29 +87,27 @@ def joined(framework: str) -> Iterator[None]:
         check_address(os.environ.get("JAX_COORDINATOR_ADDRESS", "nothing"), settings["process_id"] == 0)
     check_own_name()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    lost = (
-        f"train: one of {count} processes was lost, or did not come within {ARRIVAL} s: nothing was published: "
-        "start all of them again\n"
-    )
-    relay_native_stderr(lost)
-    try:
-        jax.distributed.initialize(
-            initialization_timeout=ARRIVAL,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
-            **settings,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"expected to join {count} processes ({variable}): {' '.join(str(error).split()):.200}"
-        ) from None
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if out_of_memory(error):
-            raise
-        os.write(2, (unanswered(str(error)) or lost).encode())
-        os._exit(1)  # an orderly end would wait for the process that is gone
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # Python's messages are not held back
+    with held_back(LOST.format(count, ARRIVAL, "")):
+        try:
+            jax.distributed.initialize(
+                initialization_timeout=ARRIVAL,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=HEARTBEAT,
+                **settings,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"expected to join {count} processes ({variable}): {' '.join(str(error).split()):.200}"
+            ) from None
+        try:
+            yield
+            jax.distributed.shutdown()
+        except jax.errors.JaxRuntimeError as error:
+            if out_of_memory(error):
+                raise
+            os.write(2, LOST.format(count, ARRIVAL, f" ({' '.join(str(error).split()):.200})").encode())
+            os._exit(1)  # an orderly end would wait for the process that is gone
 
 
 def check_address(address: str, of_this_process: bool) -> None:
@@ -132,7 +126,7 @@ def check_address(address: str, of_this_process: bool) -> None:
 
 
 def check_own_name() -> None:
-    """Raise ``UserError`` unless this host's name is an address of its own: the other processes are told it."""
+    """Raise ``UserError`` unless this host's name is an address of its own: the other processes are given it."""
     name = socket.gethostname()
     with suppress(OSError):
         for family, *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
@@ -145,34 +139,9 @@ def check_own_name() -> None:
     )
 
 
-def unanswered(error: str) -> str:
-    """Say in one line at which address of its own this host looked for another's process, if that is the error."""
-    found = re.search(r"timed out connecting: .*remote=\[(?:::ffff:)?(127\.[\d.]+|::1)\]", error)
-    if not found:
-        return ""
-    return (
-        f"train: no process answered at {found[1]}: it has ended, or is on another host, whose name must then be an "
-        "address that this one can reach: change it in that host's /etc/hosts; nothing was published\n"
-    )
-
-
-def relay_native_stderr(lost: str) -> None:
-    """Keep Python's stderr; have a process that outlives this one relay what C++ code writes to its own.
-
-    JAX's coordination service ends a process from C++ code, with a page of text: the user reads one line instead, the
-    one that ``joined`` has written among it, or else ``lost``.
-    """
-    read, write = os.pipe()
-    subprocess.Popen([sys.executable, "-c", RELAY, FATAL, lost], stdin=read, stdout=2, start_new_session=True)
-    os.close(read)
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    os.dup2(write, 2)
-    os.close(write)
-
-
-def is_first() -> bool:
-    """Tell whether this process is the one that publishes."""
-    if is_alone():
+def is_coordinator() -> bool:
+    """Return whether this process is the one that publishes."""
+    if single_process():
         return True
     import jax
 
@@ -181,7 +150,7 @@ def is_first() -> bool:
 
 def check_same_start(*arrays: NDArray[Any]) -> None:
     """Raise ``UserError`` in all processes if one has other parameters, code or data than the first."""
-    if is_alone():
+    if single_process():
         return
     import jax
 

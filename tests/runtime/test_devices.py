@@ -1,9 +1,11 @@
-"""The choice of a device, with the frameworks' device lists and NVIDIA's driver replaced."""
+"""The choice of a device, with the frameworks' device lists and NVIDIA's driver replaced; and starts that fail."""
 
 import ctypes
 import gc
 import importlib
 import os
+import platform
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -15,7 +17,9 @@ import pytest
 
 from stages.core.command import UserError
 from stages.runtime import devices
-from stages.runtime.devices import choose, driver_gpus, start_up_noise_held_back
+from stages.runtime import driver as driver_module
+from stages.runtime.devices import choose
+from stages.runtime.driver import driver_gpus
 
 H200 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5")
@@ -26,6 +30,18 @@ class PhysicalDevice(NamedTuple):
     """What TensorFlow lists."""
 
     name: str
+
+
+def run_start(framework: str, device: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Start a framework in a stage of its own, with these variables."""
+    script = (
+        "import sys; from stages.core import command; from stages.runtime import devices; "
+        "framework, device = sys.argv[1:]; del sys.argv[1:]; "
+        "command.run(lambda: print(devices.start(framework, device)))"
+    )
+    command = [sys.executable, "-c", script, framework, device]
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, env=os.environ | variables)
 
 
 @pytest.fixture
@@ -69,8 +85,8 @@ def tensorflow_gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     return see
 
 
-def driver(monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int = 0) -> None:
-    """Replace NVIDIA's driver by one that sees so many GPUs, or take it away."""
+def driver(monkeypatch: pytest.MonkeyPatch, gpus: int | None, status: int = 0) -> None:
+    """Replace NVIDIA's driver by one that sees so many GPUs and starts with this status, or take it away."""
 
     def load(name: str) -> Any:
         if gpus is None:
@@ -80,16 +96,19 @@ def driver(monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int = 0) -> 
             pointer._obj.value = gpus
             return 0
 
-        return SimpleNamespace(cuInit=lambda flags: init, cuDeviceGetCount=count)
+        def error_string(status: int, pointer: Any) -> None:
+            pointer._obj.value = b"unsupported display driver"
+
+        return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=count, cuGetErrorString=error_string)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
 
 
-@pytest.mark.parametrize(("gpus", "init", "expected"), [(None, 0, None), (0, 0, 0), (2, 0, 2), (2, 100, 0)])
+@pytest.mark.parametrize(("gpus", "status", "expected"), [(None, 0, None), (0, 0, 0), (2, 0, 2), (2, 100, 0)])
 def test_driver_s_gpus_are_counted_without_a_framework(
-    monkeypatch: pytest.MonkeyPatch, gpus: int | None, init: int, expected: int | None
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, status: int, expected: int | None
 ) -> None:
-    driver(monkeypatch, gpus, init)
+    driver(monkeypatch, gpus, status)
 
     assert driver_gpus() == expected
 
@@ -99,41 +118,85 @@ def test_driver_s_gpus_are_counted_without_a_framework(
     [("auto", "ab", "a"), ("auto", "", ""), ("gpu", "a", "a"), ("cpu", "a", ""), ("cpu", "", "")],
 )
 def test_first_usable_gpu_is_chosen_unless_the_cpu_is_asked_for(wanted: str, usable: str, chosen: str) -> None:
-    assert list(choose(wanted, 1, list(usable), list(usable))) == list(chosen)
+    assert list(choose(wanted, 1, list(usable))) == list(chosen)
 
 
 @pytest.mark.parametrize(("devices", "chosen"), [(2, "ab"), (3, "abc"), ("all", "abc")])
 def test_as_many_gpus_are_chosen_as_are_asked_for(devices: int | str, chosen: str) -> None:
-    assert list(choose("auto", devices, list("abc"), list("abc"))) == list(chosen)
+    assert list(choose("auto", devices, list("abc"))) == list(chosen)
 
 
 @pytest.mark.parametrize(("usable", "gpus"), [("a", "1 GPU"), ("ab", "2 GPUs")])
 def test_more_devices_than_gpus_are_an_error_that_counts_them(usable: str, gpus: str) -> None:
     with pytest.raises(UserError) as caught:
-        choose("auto", 3, list(usable), list(usable))
+        choose("auto", 3, list(usable))
     assert str(caught.value) == (
         f"runtime.devices: expected up to {gpus} that can do float64, got 3: lower it or set runtime.device to cpu"
     )
 
 
 @pytest.mark.parametrize(
-    ("gpus", "found", "message"),
+    ("gpus", "status", "packages", "found", "refusal", "message"),
     [
-        (None, [], "found no NVIDIA driver (libcuda.so.1): install it, or set runtime.device to auto or cpu"),
-        (0, [], "found an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
-        (1, [], "found 1 on the NVIDIA driver but no CUDA libraries: `make repro EXTRAS=gpu` installs them"),
-        (None, ["METAL"], "found METAL, which cannot do float64"),
+        (None, 0, 0, [], "", "no NVIDIA driver (libcuda.so.1: cannot open shared object file): install it"),
+        (
+            1,
+            803,
+            0,
+            [],
+            "",
+            "an NVIDIA driver that does not start (error 803: unsupported display driver): check nvidia",
+        ),
+        (0, 0, 0, [], "", "an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        (1, 100, 0, [], "", "an NVIDIA driver that sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES"),
+        (1, 0, 0, [], "", "1 on the NVIDIA driver but no CUDA packages: `make repro EXTRAS=gpu` installs them"),
+        (1, 0, 1, [], "INTERNAL: no", "1 on the NVIDIA driver, which jax refuses (INTERNAL: no): fix that"),
+        (None, 0, 0, ["METAL"], "", "METAL, which cannot do float64: use another"),
     ],
 )
 def test_a_gpu_that_cannot_be_had_is_an_error_that_says_what_was_found(
-    monkeypatch: pytest.MonkeyPatch, gpus: int | None, found: list[str], message: str
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: int | None,
+    status: int,
+    packages: int,
+    found: list[str],
+    refusal: str,
+    message: str,
 ) -> None:
-    driver(monkeypatch, gpus)
+    driver(monkeypatch, gpus, status)
+    monkeypatch.setattr(devices, "cuda_folders", lambda: [Path("nvidia/cublas/lib")] * packages)
 
     with pytest.raises(UserError) as caught:
-        choose("gpu", 1, [], found)
-    assert str(caught.value).startswith("runtime.device: expected a GPU that can do float64, ")
-    assert message in str(caught.value)
+        devices.cpu_and_why("jax", "gpu", found, refusal)
+    assert str(caught.value).startswith(f"runtime.device: expected a GPU that can do float64, found {message}")
+    assert str(caught.value).endswith(", or set runtime.device to auto or cpu")
+    seen = gpus and status == 0
+    assert devices.cpu_and_why("jax", "auto", found, refusal) == (f"CPU (found {message})" if seen else "CPU")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "I0000 00:0 dso_loader.cc:133] Successfully opened dynamic library libcublas.so.12\n"
+            "I0000 00:0 dso_loader.cc:144] Could not load dynamic library 'libcusolver.so.11'; dlerror: No such file\n"
+            "I0000 00:0 dso_loader.cc:144] Could not load dynamic library 'libcudnn.so.9'; dlerror: No such file\n"
+            "W0000 00:0 gpu_device.cc:2365] Cannot dlopen some GPU libraries.\n",
+            "it cannot open libcusolver.so.11, libcudnn.so.9",
+        ),
+        ("Traceback (most recent call last):\nRuntimeError: Unable to load CUDA.\n", "Unable to load CUDA."),
+        ("W0000 00:0 1 gpu_device.cc:2365] Ignoring visible gpu device\n", "Ignoring visible gpu device"),
+        (
+            "WARNING:2026-11-25 05:00:00,000:jax._src.xla_bridge:905: An NVIDIA GPU may be present\n",
+            "An NVIDIA GPU may be present",
+        ),
+        ("", "without a word"),
+    ],
+)
+def test_a_framework_s_refusal_is_quoted(monkeypatch: pytest.MonkeyPatch, said: str, reason: str) -> None:
+    monkeypatch.setattr(devices, "PROBES", {"jax": f"import sys; sys.stderr.write({said!r})"})
+
+    assert devices.ask_for_refusal("jax") == reason
 
 
 def test_jax_takes_a_gpu_and_says_which(jax_devices: Any) -> None:
@@ -195,15 +258,77 @@ def test_tensorflow_takes_all_devices_where_that_is_one(tensorflow_gpus: Any) ->
     assert devices.start_tensorflow("cpu", "all") == "CPU"
 
 
-def test_auto_without_cuda_libraries_says_what_would_install_them(
-    jax_devices: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("device", ["auto", "gpu"])
+def test_a_backend_of_jax_that_does_not_start_leaves_the_cpu_or_is_one_line(
+    jax_devices: Any, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
+    import jax
+
     driver(monkeypatch, 1)
+    monkeypatch.setattr(devices, "cuda_folders", lambda: [Path("nvidia/cublas/lib")])
+    settings = jax_devices(CPU)
+    works = jax.local_devices
+
+    def local_devices(*words: Any) -> Any:
+        if settings.get("jax_platforms") != "cpu":
+            raise RuntimeError("Unable to initialize backend 'cuda': INTERNAL: none\nand more")
+        return works(*words)
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    why = "1 on the NVIDIA driver, which jax refuses (Unable to initialize backend 'cuda': INTERNAL: none): fix that"
+    if device == "auto":
+        assert devices.start_jax("auto", 1) == f"CPU (found {why})"
+    else:
+        with pytest.raises(UserError, match=re.escape(why)):
+            devices.start_jax("gpu", 1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "device"),
+    [("JAX_PLATFORMS", "cuda", "auto"), ("JAX_PLATFORMS", "tpu", "auto"), ("JAX_PLATFORM_NAME", "gpu", "cpu")],
+)
+def test_a_device_that_jax_is_given_and_cannot_start_is_one_line(variable: str, value: str, device: str) -> None:
+    done = run_start("jax", device, **{variable: value})
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"-c: expected a platform that JAX can start, got {variable}={value} in .*\n", done.stderr)
+
+
+def test_a_cpu_that_jax_is_given_is_the_cause_that_is_named(jax_devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver(monkeypatch, 1)
+    monkeypatch.setattr(devices, "cuda_folders", lambda: [Path("nvidia/cublas/lib")])
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     jax_devices(CPU)
 
-    assert devices.start_jax("auto", 1).startswith(
-        "CPU (found 1 on the NVIDIA driver but no CUDA libraries: `make repro"
-    )
+    assert "which jax refuses (JAX_PLATFORMS=cpu in the environment leaves it out)" in devices.start_jax("auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("framework", "variables", "last_words"),
+    [
+        ("jax", {"XLA_FLAGS": "--unknown"}, "Unknown flag in XLA_FLAGS: --unknown"),
+        ("tensorflow", {"TF_XLA_FLAGS": "--unknown"}, "Unknown flag in TF_XLA_FLAGS: --unknown"),
+    ],
+)
+def test_native_code_that_ends_the_process_has_the_last_word(
+    framework: str, variables: dict[str, str], last_words: str
+) -> None:
+    done = run_start(framework, "cpu", **variables)
+
+    assert done.returncode != 0
+    assert last_words in done.stderr
+
+
+def test_a_processor_without_avx_is_one_line_before_the_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags : fpu sse4_2\n")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(driver_module, "Path", lambda path: cpuinfo)
+
+    with pytest.raises(
+        UserError, match="expected a processor with AVX, which tensorflow is built for, found one withou"
+    ):
+        devices.start("tensorflow", "cpu")
 
 
 def test_tensorflow_takes_a_gpu_with_memory_as_needed(tensorflow_gpus: Any) -> None:
@@ -242,25 +367,6 @@ def test_a_missing_framework_is_one_line_that_names_the_interpreter(monkeypatch:
     assert str(caught.value).startswith(f"expected jax in {sys.executable}, found no module jax: run `make repro`")
 
 
-def test_a_gpu_that_cannot_be_had_ends_a_stage_with_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    script = (
-        "import sys; from pathlib import Path; from stages.core import command; from stages.runtime import devices; "
-        "devices.driver_gpus = lambda: None; devices.ctypes = None; import jax; "
-        "jax.local_devices = lambda process=0, kind=None: []; "
-        "command.run(lambda out: devices.start('jax', 'gpu') and None)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, "out"], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
-    )
-
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.splitlines() == [
-        "-c: runtime.device: expected a GPU that can do float64, found no NVIDIA driver (libcuda.so.1): "
-        "install it, or set runtime.device to auto or cpu"
-    ]
-
-
 @pytest.mark.parametrize("error", [None, UserError("no GPU")])
 def test_what_a_start_makes_is_left_out_of_garbage_collection_which_goes_on_after_it(
     monkeypatch: pytest.MonkeyPatch, error: UserError | None
@@ -283,38 +389,8 @@ def test_what_a_start_makes_is_left_out_of_garbage_collection_which_goes_on_afte
     assert not any(each is made[0] for each in gc.get_objects())
 
 
-def start_noisily(error: Exception | None) -> None:
-    with start_up_noise_held_back():
-        os.write(2, b"noise\n")
-        if error:
-            raise error
-
-
-def test_start_up_noise_is_held_back(capfd: pytest.CaptureFixture[str]) -> None:
-    start_noisily(None)
-
-    assert capfd.readouterr().err == ""
-
-
-def test_start_up_noise_is_given_back_if_the_start_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="broken"):
-        start_noisily(ValueError("broken"))
-
-    assert capfd.readouterr().err == "noise\n"
-
-
-def test_start_up_noise_does_not_join_a_message_to_the_user(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="one line"):
-        start_noisily(UserError("one line"))
-
-    assert capfd.readouterr().err == ""
-
-
 def test_tensorflow_starts_without_a_line_on_stderr() -> None:
-    script = "from stages.runtime.devices import start; start('tensorflow', 'cpu')"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2]
-    )
+    done = run_start("tensorflow", "cpu")
 
     assert (done.stdout, done.stderr) == ("tensorflow on CPU\n", "")
 
@@ -347,4 +423,4 @@ def test_tensorflow_starts_without_keras_and_jax_which_can_still_be_imported(env
         command, cwd=Path(__file__).resolve().parents[2], env=environment, capture_output=True, text=True, check=True
     )
 
-    assert done.stdout.splitlines()[1:] == ["[]", "3"]
+    assert done.stdout.splitlines() == ["[]", "3"]

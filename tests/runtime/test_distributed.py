@@ -22,11 +22,8 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (200, 32, 32), dtype=np.uint8)
 LABELS = RNG.integers(0, 10, 200, dtype=np.uint8)
 LOST = (
-    "train: one of 3 processes was lost, or did not come within 60 s: nothing was published: start all of them again\n"
-)
-NO_ANSWER = (
-    "train: no process answered at 127.0.1.1: it has ended, or is on another host, whose name must then be an address "
-    "that this one can reach: change it in that host's /etc/hosts; nothing was published\n"
+    r"train: one of 3 processes was lost, cannot be reached or did not come within 60 s( \(.*\))?: nothing was "
+    r"published: start all of them again\n"
 )
 # The stage, with less patience, and with what a collective may fail with.
 SCRIPT = """
@@ -226,7 +223,7 @@ def test_a_killed_process_ends_all_with_one_line_and_nothing_published(
 ) -> None:
     for code, _, stderr in train_and_strike(hosts, started, victim, signal.SIGKILL):
         assert code != 0
-        assert stderr == LOST
+        assert re.fullmatch(LOST, stderr)
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -235,7 +232,7 @@ def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(
 ) -> None:
     for code, _, stderr in train_and_strike(hosts, started, victim, signal.SIGSTOP, heartbeat=5):
         assert code != 0
-        assert stderr == LOST
+        assert re.fullmatch(LOST, stderr)
 
 
 def test_a_process_that_does_not_come_ends_the_others_with_one_line(hosts: Any, started: list[Any]) -> None:
@@ -244,7 +241,7 @@ def test_a_process_that_does_not_come_ends_the_others_with_one_line(hosts: Any, 
 
     for code, _, stderr in ends(started):
         assert code != 0
-        assert stderr == LOST.replace("60 s", "5 s")
+        assert re.fullmatch(LOST.replace("60 s", "5 s"), stderr)
     assert folders[0].outputs() == {}
 
 
@@ -278,19 +275,16 @@ def test_processes_with_other_parameters_or_data_refuse_to_train(hosts: Any, sta
     assert folders[0].outputs() == {}
 
 
-def test_a_host_known_by_a_loopback_address_is_one_line(hosts: Any, started: list[Any]) -> None:
+def test_what_jax_says_of_a_lost_process_is_quoted(hosts: Any, started: list[Any]) -> None:
     # What gloo says between two hosts that Debian's installer has called 127.0.1.1 in /etc/hosts.
-    error = (
-        "UNKNOWN: Gloo context initialization failed: [external/gloo/gloo/transport/tcp/pair.cc:152] timed out "
-        "connecting: SO_ERROR: Connection refused, remote=[127.0.1.1]:8100"
-    )
+    error = "UNKNOWN: Gloo context initialization failed: timed out\nconnecting, remote=[127.0.1.1]:8100"
     for host, variables in zip(hosts(2), jax_variables(2), strict=True):
         started.append(host.start(FAILS_WITH=error, **variables))
     results = ends(started)
 
     answers = [stderr for _, _, stderr in results]
-    assert set(answers) <= {NO_ANSWER, LOST.replace("of 3", "of 2")}
-    assert NO_ANSWER in answers
+    assert all(re.fullmatch(LOST.replace("of 3", "of 2"), answer) for answer in answers)
+    assert any("timed out connecting, remote=[127.0.1.1]:8100" in answer for answer in answers)
     assert all(code for code, _, _ in results)
 
 
@@ -299,7 +293,7 @@ def test_a_host_without_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
     expected = r"name, nowhere\.invalid, to be an address of its own .*, found none: give"
-    with pytest.raises(UserError, match=expected), distributed.joined("jax"):
+    with pytest.raises(UserError, match=expected), distributed.initialize("jax"):
         pass
 
 
@@ -331,7 +325,7 @@ def test_a_faulty_environment_is_named(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught, distributed.joined(framework):
+    with pytest.raises(UserError) as caught, distributed.initialize(framework):
         pass
     assert str(caught.value).startswith(message)
 
@@ -340,5 +334,5 @@ def test_a_faulty_environment_is_named(
 def test_a_process_alone_publishes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with distributed.joined("tensorflow"):
-        assert distributed.is_first()
+    with distributed.initialize("tensorflow"):
+        assert distributed.is_coordinator()

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stages.runtime.devices import driver_gpus
+from stages.runtime.driver import driver_gpus
 
 
 def cpuinfo(name: str) -> str:

@@ -31,8 +31,8 @@ from stages.core.params import Train, load_params
 from stages.model.dataset import FashionMNIST
 from stages.model.frameworks import softmax_regression
 from stages.runtime import devices
-from stages.runtime.devices import driver_gpus
-from stages.runtime.distributed import joined
+from stages.runtime.distributed import initialize
+from stages.runtime.driver import driver_gpus
 from tools.common.machine import cpuinfo, machine
 from tools.proof import oracle
 
@@ -318,7 +318,7 @@ def main() -> None:
     hyper = replace(committed, epochs=arguments.epochs or committed.epochs)
     if arguments.row:
         try:
-            with joined(arguments.row[0].split("-")[0]):
+            with initialize(arguments.row[0].split("-")[0]):
                 print(json.dumps(work(Row(*arguments.row), hyper)))
         except UserError as error:
             print(json.dumps({"cannot": str(error)}))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stages.core.command import UserError
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.runtime import devices
-from stages.runtime.devices import driver_gpus
+from stages.runtime.driver import driver_gpus
 from tools.proof import oracle
 from tools.proof.bench import processes
 from tools.proof.bench.epochs import JAX, TENSORFLOW, Task, prepare, resized_task, timed
