@@ -15,7 +15,7 @@ from stages.core.command import UserError
 
 # Its stdin ends with the process that holds the other end. JAX's coordination service ends a process because of another
 # with a page of text: then the line ``lost`` says so, or the line that Python code has written before.
-SHOW = """
+RELAY = """
 import os, sys
 file, lost = int(sys.argv[1]), sys.argv[2]
 sys.stdin.read()
@@ -31,36 +31,36 @@ os.write(1, text.encode())
 def held_back(lost: str = "") -> Iterator[None]:
     """Hold back what the body writes to file descriptor 2, and drop it at the end.
 
-    It is shown if the body raises anything but ``UserError``, or if the process ends in it: killed, aborted or by exit.
+    It is shown if the body raises what ends in a traceback, or if the process ends in it: killed, aborted or by exit.
 
     Args:
         lost: The line to show instead where JAX ends this process because of another one.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file, open(os.dup(2), "wb") as stderr:
-        command = [sys.executable, "-ISc", SHOW, str(file.fileno()), lost]
+        command = [sys.executable, "-ISc", RELAY, str(file.fileno()), lost]
         try:
-            shows = subprocess.Popen(
+            relay = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=stderr, pass_fds=[file.fileno()], start_new_session=True
             )
         except OSError:
-            shows = None
-        if not shows:  # no second process to be had: then nothing is held back
+            relay = None
+        if not relay:  # no second process to be had: then nothing is held back
             yield
             return
-        with shows:
+        with relay:
             os.dup2(file.fileno(), 2)
             try:
                 yield
-            except (UserError, KeyboardInterrupt):
-                shows.kill()
+            except (UserError, OSError, MemoryError, KeyboardInterrupt):  # one line each, in command.run
+                relay.kill()
                 raise
             except BaseException:
                 sys.stderr.flush()
-                shows.communicate()
+                relay.communicate()
                 raise
             else:
-                shows.kill()
+                relay.kill()
             finally:
                 sys.stderr.flush()
                 os.dup2(stderr.fileno(), 2)

@@ -4,7 +4,6 @@ import ctypes
 import gc
 import importlib
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -17,9 +16,7 @@ import pytest
 
 from stages.core.command import UserError
 from stages.runtime import devices
-from stages.runtime import driver as driver_module
 from stages.runtime.devices import choose
-from stages.runtime.driver import driver_gpus
 
 H200 = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200")
 TPU = SimpleNamespace(platform="tpu", device_kind="TPU v5")
@@ -102,15 +99,6 @@ def driver(monkeypatch: pytest.MonkeyPatch, gpus: int | None, status: int = 0) -
         return SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=count, cuGetErrorString=error_string)
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-
-
-@pytest.mark.parametrize(("gpus", "status", "expected"), [(None, 0, None), (0, 0, 0), (2, 0, 2), (2, 100, 0)])
-def test_driver_s_gpus_are_counted_without_a_framework(
-    monkeypatch: pytest.MonkeyPatch, gpus: int | None, status: int, expected: int | None
-) -> None:
-    driver(monkeypatch, gpus, status)
-
-    assert driver_gpus() == expected
 
 
 @pytest.mark.parametrize(
@@ -317,18 +305,6 @@ def test_native_code_that_ends_the_process_has_the_last_word(
 
     assert done.returncode != 0
     assert last_words in done.stderr
-
-
-def test_a_processor_without_avx_is_one_line_before_the_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor : 0\nflags : fpu sse4_2\n")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(driver_module, "Path", lambda path: cpuinfo)
-
-    with pytest.raises(
-        UserError, match="expected a processor with AVX, which tensorflow is built for, found one withou"
-    ):
-        devices.start("tensorflow", "cpu")
 
 
 def test_tensorflow_takes_a_gpu_with_memory_as_needed(tensorflow_gpus: Any) -> None:
