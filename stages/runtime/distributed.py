@@ -170,6 +170,6 @@ def check_same_start(*arrays: NDArray[Any]) -> None:
     ]
     if others:
         raise UserError(
-            f"process {min(others)} has another params.yaml, stages/, data/resized or GPU than process 0: "
+            f"process {min(others)} has another params.yaml, stages/ or data/resized than process 0: "
             "make them the same and start all processes again"
         )

@@ -269,7 +269,7 @@ def test_processes_with_other_parameters_or_data_refuse_to_train(hosts: Any, sta
     for code, _, stderr in ends(started):
         assert code == 1
         assert stderr == (
-            "train: process 1 has another params.yaml, stages/, data/resized or GPU than process 0: "
+            "train: process 1 has another params.yaml, stages/ or data/resized than process 0: "
             "make them the same and start all processes again\n"
         )
     assert folders[0].outputs() == {}
