@@ -59,10 +59,11 @@ lint: $(ENVIRONMENT)
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/pipeline.yml
 	zizmor --quiet --offline --persona=pedantic .github
 
-# The second lock takes all that the first has in the same versions.
+# Each lock takes all that the one before it has in the same versions.
 lock: $(ENVIRONMENT)
 	$(COMPILE) --upgrade --output-file requirements.lock
 	$(COMPILE) --extra gpu --constraint requirements.lock --output-file requirements-gpu.lock
+	$(COMPILE) --extra proof --constraint requirements-gpu.lock --output-file requirements-proof.lock
 COMPILE = uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --generate-hashes \
   --no-emit-index-url --custom-compile-command "make lock" --quiet
 

@@ -371,11 +371,20 @@ def test_a_lock_has_every_dependency_of_pyproject_toml(lock: str) -> None:
     assert named - {entry.split("==")[0] for entry in LOCKS[lock]} == set()
 
 
-def test_the_lock_for_gpus_adds_nvidias_libraries_and_changes_nothing() -> None:
-    common, gpu = set(LOCKS["requirements.lock"]), set(LOCKS["requirements-gpu.lock"])
-    assert common - gpu == set()
-    assert {re.split(r"-|==", entry)[0] for entry in gpu - common} == {"jax", "nvidia"}
-    assert all(" ; sys_platform == 'linux' " in entry for entry in gpu - common)
+@pytest.mark.parametrize(("extra", "added"), [("gpu", {"jax", "nvidia"}), ("proof", {"jax", "llvmlite", "nvidia"})])
+def test_the_lock_of_an_extra_adds_its_packages_and_changes_nothing(extra: str, added: set[str]) -> None:
+    common, more = set(LOCKS["requirements.lock"]), set(LOCKS[f"requirements-{extra}.lock"])
+    assert common - more == set()
+    assert {re.split(r"-|==", entry)[0] for entry in more - common} == added
+    assert all(" ; sys_platform == 'linux' " in entry for entry in more - common if not entry.startswith("llvmlite"))
+
+
+def test_what_is_proved_without_a_gpu_is_what_runs_on_one() -> None:
+    gpu, proof = (
+        {entry for entry in LOCKS[f"requirements-{extra}.lock"] if re.match("jax|nvidia", entry)}
+        for extra in ("gpu", "proof")
+    )
+    assert proof - gpu == set()
 
 
 def test_git_tracks_no_data(source: Repository) -> None:
