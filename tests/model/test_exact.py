@@ -10,7 +10,7 @@ import pytest
 
 from stages.model import exact
 from stages.runtime import devices
-from tools.proof import oracle, verify
+from tools.proof import assumptions, oracle, verify
 
 SMALL = np.random.default_rng(3)
 IMAGES = SMALL.integers(0, 256, (600, 8, 8), dtype=np.uint8)
@@ -79,7 +79,7 @@ def test_assumptions_of_the_proof_hold_in_every_implementation(implementation: s
     if implementation != "numpy":
         devices.start(implementation.split("-")[0], "cpu")
 
-    assert verify.failed_assumptions(verify.operations(implementation)) == []
+    assert assumptions.failed_assumptions(assumptions.operations(implementation)) == []
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_assumptions_of_the_proof_hold_in_every_implementation(implementation: s
     ],
 )
 def test_a_broken_operation_is_named_by_its_assumption(broken: dict[str, Any], assumption: str) -> None:
-    failed = verify.failed_assumptions(verify.operations("numpy")._replace(**broken))
+    failed = assumptions.failed_assumptions(assumptions.operations("numpy")._replace(**broken))
 
     assert any(name.startswith(assumption) for name in failed)
 
 
 def test_quotients_at_the_margin_are_as_near_to_a_boundary_as_fractions_can_be() -> None:
-    a, s, _ = (array.astype(object) for array in verify.quotients_at_the_margin())
+    a, s, _ = (array.astype(object) for array in assumptions.quotients_at_the_margin())
     distance = np.array([min(r := int(x) * 2**25 % int(y), int(y) - r) for x, y in zip(a, s, strict=True)])
 
     assert len(a) > 5000

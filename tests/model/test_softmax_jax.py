@@ -24,7 +24,7 @@ from stages.model.frameworks import softmax_regression
 from stages.runtime import devices
 
 print(devices.start("jax", "cpu", int(sys.argv[1])))
-from tools.proof.verify import compiled_program
+from tools.proof.assumptions import compiled_program
 
 RNG = np.random.default_rng(4)
 images, labels = RNG.integers(0, 256, (600, 6, 5), dtype=np.uint8), RNG.integers(0, 10, 600, dtype=np.uint8)

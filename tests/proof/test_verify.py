@@ -1,25 +1,23 @@
 """The command that checks the promise: its rows, its verdicts, and the compiled programs it reads."""
 
-import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stages.model.frameworks import softmax_regression
-from stages.runtime import devices
-from tools.proof import oracle, verify
-from tools.proof.verify import Row
+from tools.proof import oracle, training, verify
+from tools.proof.training import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(4)
 IMAGES = RNG.integers(0, 256, (600, 12, 12), dtype=np.uint8)
 LABELS = RNG.integers(0, 10, 600, dtype=np.uint8)
 GOOD = {"place": "CPU", "failed": [], "first": 1.0, "steady": 0.5, "wall": 2.0, "sha256": "ab" * 32, "md5": "cd" * 16}
+
+PROOF = {"implementation": "JAX, compiled", "place": "sm_90", "wall": 3.0, "failed": [], "found": "13 kernels"}
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_a_row_gives_the_oracle_s_bits_whatever_its_threads_and_instructions(fol
     result = verify.run(row, epochs=2)
 
     expected = oracle.train(IMAGES, LABELS, seed=0, epochs=2, batch_size=256, lr=0.1, sigma=0.01)
-    assert result["sha256"] == verify.digest(expected.W, expected.b)
+    assert result["sha256"] == training.digest(expected.W, expected.b)
     assert result["failed"] == []
     shared = {"3": ", 3 devices"}.get(row.devices) or {"2": ", 2 devices of 2 processes"}.get(row.processes, "")
     assert result["place"] == f"CPU{shared}"
@@ -90,10 +88,16 @@ def test_all_gpus_together_have_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(verify.rows())[-1] == Row("jax", device="gpu", devices="4")
 
 
-def verdict(monkeypatch: pytest.MonkeyPatch, *results: dict[str, Any], arguments: tuple[str, ...] = ()) -> Any:
-    """Run the command over rows with these results; return its exit code."""
+def verdict(
+    monkeypatch: pytest.MonkeyPatch,
+    *results: dict[str, Any],
+    arguments: tuple[str, ...] = (),
+    proofs: tuple[dict[str, Any], ...] = (),
+) -> Any:
+    """Run the command over rows and proofs with these results; return its exit code."""
     remaining = iter(results)
     monkeypatch.setattr(verify, "rows", lambda: [Row("jax")] * len(results))
+    monkeypatch.setattr(verify, "proofs", lambda: proofs)
     monkeypatch.setattr(verify, "run", lambda row, epochs: next(remaining))
     monkeypatch.setattr(verify, "recorded_md5", lambda: GOOD["md5"])
     monkeypatch.setattr(sys, "argv", ["verify", *arguments])
@@ -119,7 +123,7 @@ def test_equal_rows_pass_and_name_the_recorded_model(
     ("change", "shown"),
     [
         ({"sha256": "00" * 32}, "0000000000000000 DIFFERENT"),
-        ({"failed": ["A4: exp"]}, "same; A4: exp does not hold"),
+        ({"failed": ["A4: exp"]}, "same; breaks A4: exp"),
     ],
 )
 def test_a_row_that_differs_or_breaks_an_assumption_fails(
@@ -140,6 +144,36 @@ def test_a_row_that_crashes_fails_and_one_that_the_machine_cannot_do_does_not(
     assert "failed: Segmentation fault" in capsys.readouterr().out
     assert verdict(monkeypatch, GOOD, {"cannot": "no CUDA libraries"}) == 0
     assert "not run: no CUDA libraries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("result", "shown", "code"),
+    [
+        (PROOF, r"JAX, compiled +sm_90 +- +- +- +- +3\.00  holds; 13 kernels", 0),
+        (PROOF | {"failed": ["A3: constant 0.1"]}, "does not hold; breaks A3: constant 0.1; 13 kernels", "expected"),
+        ({"error": "Segmentation fault"}, r"proof without GPU +- .* failed: Segmentation fault", "expected"),
+        ({"cannot": "expected llvmlite, found none"}, "not run: expected llvmlite, found none", 0),
+    ],
+)
+def test_what_is_proved_without_a_gpu_has_a_row(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    result: Any,
+    shown: str,
+    code: Any,
+) -> None:
+    exit_code = verdict(monkeypatch, GOOD, proofs=(result,))
+
+    assert exit_code == code or exit_code.startswith(f"verify: {code}")
+    assert re.search(shown, capsys.readouterr().out)
+
+
+def test_packages_of_the_proofs_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "PROOF_PACKAGES", ("pytest", "no-such-package"))
+
+    message = "expected no-such-package, found none: make verify EXTRAS=proof installs them"
+    assert list(verify.proofs()) == [{"cannot": message}]
 
 
 def test_a_model_that_dvc_lock_does_not_record_fails(
@@ -169,52 +203,3 @@ def test_a_row_without_data_says_what_is_missing(folder: Path) -> None:
 
     message = "data/resized/train.npz: expected a file, found none: run `dvc repro` to make it again"
     assert verify.run(Row("numpy"), 1)["cannot"] == message
-
-
-@pytest.mark.parametrize("framework", ["tensorflow", "jax"])
-def test_compiled_epoch_has_no_constant_that_could_scale_a_product(framework: str) -> None:
-    lr = 0.1234567
-    devices.start(framework, "cpu")
-    model = softmax_regression(framework, 144, lr, batch_size=256)
-    order = np.arange(600, dtype=np.int32)
-    program = verify.compiled_program(model, tuple(model.to_device(array) for array in (IMAGES, LABELS, order)))
-
-    constants = {float(value) for value in re.findall(r"= f64\[\]\S* constant\(([-+.\w]+)\)", program)}
-    assert 2.0**-24 in constants  # the program was read
-    assert " dot(" in program
-    assert lr not in constants
-    # All others are powers of two; the size of the last minibatch, of 88 examples, is counted at run time.
-    assert {c for c in constants if np.isfinite(c) and c and np.frexp(abs(c))[0] != 0.5} == set()
-    assert verify.folded_constants(program) == []
-
-
-def test_compiled_programs_need_less_than_a_gibibyte_for_the_real_data_set() -> None:
-    from stages.model import softmax_jax
-
-    model = softmax_jax.SoftmaxRegressionScratch(1024, 10, 0.1)
-    X, y = model.to_device(np.zeros((60_000, 32, 32), np.uint8)), model.to_device(np.zeros(60_000, np.uint8))
-    order = model.to_device(np.arange(60_000, dtype=np.int32))
-    programs = [
-        softmax_jax.fit_epoch.lower(model.state, X, y, order, 0.1, 256),
-        softmax_jax.validation_step.lower(model.state, X[:10_000], y[:10_000]),
-    ]
-    needs = [program.compile().memory_analysis() for program in programs]
-
-    # The training set stays on the device while the validation set is scored.
-    assert sum(n.argument_size_in_bytes + n.temp_size_in_bytes + n.output_size_in_bytes for n in needs) < 2**30
-
-
-def test_peak_memory_is_what_the_framework_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    import jax
-
-    gpu = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 5})
-    monkeypatch.setattr(jax, "devices", lambda kind: [gpu])
-
-    assert verify.peak_memory("jax") == 5
-
-
-def test_scales_of_gpu_products_are_found_in_a_program_s_text() -> None:
-    call = 'custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
-    scales = [json.dumps({"alpha_real": alpha, "alpha_imag": 0, "beta": 0}) for alpha in (1, 0.00390625, 0.1, -3)]
-
-    assert verify.folded_constants("\n".join(call + scale + "}" for scale in scales)) == ["0.1", "-3"]
