@@ -17,6 +17,7 @@ DOCUMENT = yaml.load(WORKFLOW.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
 (JOB,) = DOCUMENT["jobs"].values()
 STEPS = {step["name"]: step for step in JOB["steps"]}
 COMMANDS = [name for name, step in STEPS.items() if "run" in step]
+PROOF = "Prove without a GPU what an NVIDIA GPU would compute"
 
 
 def link_environment(root: Path) -> None:
@@ -69,18 +70,19 @@ def runner(committed: Any, tmp_path: Path) -> Runner:
     return Runner(clone, tmp_path, {"${{ runner.temp }}/fashion-mnist": str(data), base: "origin/HEAD~1"})
 
 
-def test_every_command_is_run_by_a_test_below() -> None:
+def test_every_command_is_tested_below() -> None:
     assert COMMANDS == [
         "Lint",
         "Test",
         "Run every stage again",
         "Prove that the results are the committed ones",
         "Compare with the base",
+        PROOF,
     ]
 
 
 def test_the_rerun_proves_a_commit_and_reports_what_it_changed(runner: Runner) -> None:
-    for name in COMMANDS[2:]:
+    for name in COMMANDS[2:5]:
         done = runner.step(name)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
         if name == "Run every stage again":
@@ -134,6 +136,16 @@ def test_lint_passes_in_a_clone_and_all_tests_are_found(runner: Runner) -> None:
         done = runner.step(name, PYTEST_ADDOPTS="--collect-only --quiet --numprocesses=0", MYPY_CACHE_DIR=mypy)
         assert done.returncode == 0, done.stdout + done.stderr
     assert "tests/test_workflow.py::test_lint_passes_in_a_clone_and_all_tests_are_found" in done.stdout
+
+
+def test_once_a_week_one_runner_installs_what_the_proof_needs_and_runs_it() -> None:
+    step = STEPS[PROOF]
+
+    assert step["if"] == "github.event_name == 'schedule' && runner.arch == 'X64' && matrix.python == '3.11'"
+    (extra,) = re.findall(r"^make verify EXTRAS=(\w+) EPOCHS=1$", step["run"], re.MULTILINE)
+    assert (ROOT / f"requirements-{extra}.lock").exists()
+    modules = re.findall(r"tests/\S+", step["run"])
+    assert [path for path in modules if "EXTRAS=proof" in (ROOT / path).read_text()] == modules != []
 
 
 def test_the_hooks_lint_a_commit_and_keep_stale_results_from_being_pushed(committed: Any) -> None:
