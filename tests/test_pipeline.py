@@ -11,8 +11,6 @@ import pytest
 import yaml
 from conftest import Repository, Reproduction
 
-from stages.core.params import YAML12Loader
-
 ROOT = Path(__file__).resolve().parent.parent
 DVC_YAML = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES = DVC_YAML["stages"]
@@ -406,8 +404,9 @@ def test_no_array_is_ever_unpickled() -> None:
 def test_yaml_is_only_loaded_safely() -> None:
     calls = {(ast.unparse(call.func), arguments(call).get("Loader")) for call in CALLS}
     loads = {(function, loader) for function, loader in calls if re.fullmatch(r"yaml\.\w*load\w*", function)}
-    assert loads - {("yaml.safe_load", None)} == {("yaml.load", "YAML12Loader")}
-    assert issubclass(YAML12Loader, yaml.SafeLoader)
+    assert loads == {("yaml.safe_load", None)}
+    ruamel = [call for call in CALLS if ast.unparse(call.func) == "YAML"]
+    assert {arguments(call).get("typ") for call in ruamel} == {"'safe'"}
 
 
 def test_no_command_goes_through_a_shell() -> None:

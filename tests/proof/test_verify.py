@@ -22,11 +22,12 @@ PROOF = {"implementation": "JAX, compiled", "place": "sm_90", "wall": 3.0, "fail
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the committed parameters, 600 training images, and in it."""
+    """A folder with the committed parameters, 600 images in each split, and in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     Path("data/resized").mkdir(parents=True)
-    np.savez("data/resized/train.npz", images=IMAGES, labels=LABELS)
+    for split in ("train", "validation"):
+        np.savez(f"data/resized/{split}.npz", images=IMAGES, labels=LABELS)
     Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
     return tmp_path
 
