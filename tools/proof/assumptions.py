@@ -29,6 +29,8 @@ def operations(implementation: str) -> Operations:
         import jax
         import jax.numpy as jnp
 
+        import stages.model.softmax_jax  # noqa: F401 - enables float64
+
         return Operations(jnp.exp, jnp.log, jnp.round, jax.jit)
     import tensorflow as tf
 
