@@ -1,15 +1,20 @@
-"""The experiments of the README: its commands work in a small range, and the tables say what came of them."""
+"""The experiments of the README: its commands work in a small range, and the tables say what resulted."""
 
 import json
 import re
 import subprocess
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from conftest import Repository
+from dvc.repo.experiments.serialize import ExpExecutor, ExpRange, ExpState, SerializableExp
+from ruamel.yaml import YAML
 
 from tools.results import sweep
 
@@ -17,38 +22,115 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 (COMMANDS,) = re.findall(r"^## Experiments\n\n```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    values = dict.fromkeys(sweep.PARAMETERS, 1.0) | {"train_loss": 0.5, "batch.accuracy": 0.75}
-    return values | {"validation.accuracy": 0.8} | {name.replace("__", "."): value for name, value in changes.items()}
+CONTENT = {"train": {"lr": 0.1, "seed": 0}, "runtime": {"devices": 1}}
 
 
-def test_experiments_are_grouped_by_the_one_parameter_that_they_vary() -> None:
-    commit, high, low = row(), row(train__lr=2.0), row(train__lr=0.5)
-    two, unfinished = row(train__lr=3.0, train__seed=2.0), row(train__lr=4.0, validation__accuracy=None)
+def found(state: str | None, accuracy: float = 0.8, **changes: dict[str, Any]) -> ExpRange:
+    """What DVC gives of an experiment: its state, its validation accuracy and its changes of sections."""
+    score = {"batch": {"accuracy": 0.75}, "validation": {"accuracy": accuracy}}
+    data = SerializableExp(
+        rev="a" * 40,
+        params={"params.yaml": {"data": {name: CONTENT[name] | changes.get(name, {}) for name in CONTENT}}},
+        metrics={"metrics/train.json": {"data": {"train_loss": 0.5}}, "metrics/evaluate.json": {"data": score}},
+    )
+    return ExpRange([ExpState("a" * 40, "name", data)], executor=state and ExpExecutor(state))
 
-    assert sweep.sweeps([row(train__lr=9.0), commit, high, low, two, unfinished]) == {"train.lr": [low, commit, high]}
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """What the command prints of experiments as DVC gives them, by paragraph."""
+
+    def printed(*experiments: ExpRange) -> list[str]:
+        (commit,) = found(None).revs
+        commit.experiments = [*experiments]
+        show = SimpleNamespace(show=lambda hide_workspace: [commit])
+        monkeypatch.setattr(sweep, "Repo", lambda: nullcontext(SimpleNamespace(experiments=show)))
+        sweep.main()
+        return capsys.readouterr().out.split("\n\n")
+
+    return printed
 
 
-def test_seeds_are_summed_up_with_the_deviation_of_a_sample() -> None:
-    rows = [row(train__seed=float(seed), validation__accuracy=value) for seed, value in enumerate((0.81, 0.83, 0.82))]
+def test_only_finished_experiments_are_rows_and_the_state_of_the_others_is_a_line(
+    printed: Callable[..., list[str]],
+) -> None:
+    broken = found("running", train={"lr": 0.7})
+    broken.revs[0].data.metrics["metrics/evaluate.json"] = {"error": "YAML"}
+    lost = found("success", train={"lr": 0.9})
+    del lost.revs[0].data.metrics["metrics/train.json"]
+    states = [found(state, train={"lr": 0.6}) for state in ("queued", "failed")]
 
-    assert sweep.table("train.seed", rows).splitlines() == [
-        "| `train.seed` | training loss | batch accuracy | validation accuracy |",
-        "| --- | --- | --- | --- |",
-        "| 0 | 0.5000 | 0.7500 | 0.8100 |",
-        "| 1 | 0.5000 | 0.7500 | 0.8300 |",
-        "| 2 | 0.5000 | 0.7500 | 0.8200 |",
-        "| mean | 0.5000 | 0.7500 | 0.8200 |",
-        "| standard deviation | 0.0000 | 0.0000 | 0.0100 |",
-        "| range | 0.5000 to 0.5000 | 0.7500 to 0.7500 | 0.8100 to 0.8300 |",
+    table, lines = printed(
+        *states, broken, lost, found(None, train={"lr": 0.2}), found("success", 0.7, train={"lr": 0.05})
+    )
+    assert table.splitlines() == [
+        "| `train.lr` | training loss | batch accuracy | validation accuracy |",
+        "| --- | ---: | ---: | ---: |",
+        "| 0.05 | 0.5000 | 0.7500 | 0.7000 |",
+        "| 0.1 | 0.5000 | 0.7500 | 0.8000 |",
+        "| 0.2 | 0.5000 | 0.7500 | 0.8000 |",
+    ]
+    assert lines.splitlines() == [
+        "queued: name (train.lr=0.6)",
+        "failed: name (train.lr=0.6)",
+        "running: name (train.lr=0.7)",
+        "finished, without metrics: name (train.lr=0.9)",
     ]
 
 
-def test_without_experiments_it_says_how_to_make_some(pipeline: Repository) -> None:
-    with pytest.raises(
-        AssertionError, match=r"(?m)^\s*sweep: expected experiments that vary one parameter, found none"
-    ):
-        pipeline.run("python", "-m", "tools.results.sweep")
+def test_values_of_any_type_and_length_are_printed_as_they_read_back(printed: Callable[..., list[str]]) -> None:
+    values = [20260102, 20260101, 0.1000001, 1e-7, 1000, "all"]
+    (table,) = printed(*(found("success", train={"lr": value}) for value in values))
+
+    shown = [YAML(typ="safe").load(line.split(" | ")[0].removeprefix("| ")) for line in table.splitlines()[2:]]
+    assert shown == [1e-7, 0.1, 0.1000001, 1000, 20260101, 20260102, "all"]
+
+
+def test_what_varies_two_parameters_has_a_table_and_what_varies_none_a_line(printed: Callable[..., list[str]]) -> None:
+    two = found("success", 0.6, train={"lr": 0.2}, runtime={"devices": "all"})
+    table, line = printed(two, found("success"))
+
+    assert table.splitlines()[0].startswith("| `train.lr` | `runtime.devices` | training loss |")
+    assert [row[:11] for row in table.splitlines()[2:]] == ["| 0.1 | 1 |", "| 0.2 | all"]
+    assert line == "finished: name (no parameter changed)\n"
+
+
+def test_seeds_are_summed_up_once_each_with_the_deviation_of_a_sample(printed: Callable[..., list[str]]) -> None:
+    (table,) = printed(
+        *(found("success", value, train={"seed": seed}) for seed, value in ((1, 0.82), (2, 0.81), (1, 0.82)))
+    )
+
+    assert table.splitlines()[2:] == [
+        "| 0 | 0.5000 | 0.7500 | 0.8000 |",
+        "| 1 | 0.5000 | 0.7500 | 0.8200 |",
+        "| 2 | 0.5000 | 0.7500 | 0.8100 |",
+        "| mean | 0.5000 | 0.7500 | 0.8100 |",
+        "| standard deviation | 0.0000 | 0.0000 | 0.0100 |",
+        "| range | 0.5000 to 0.5000 | 0.7500 to 0.7500 | 0.8000 to 0.8200 |",
+    ]
+
+
+def test_what_cannot_be_shown_is_one_line(
+    pipeline: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Callable[..., list[str]]
+) -> None:
+    def line(folder: str) -> str:
+        monkeypatch.chdir(tmp_path / folder)
+        with pytest.raises(SystemExit) as end:
+            sweep.main()
+        assert "\n" not in str(end.value)
+        return str(end.value)
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    pipeline.git("clone", "--quiet", "--depth=1", pipeline.root.as_uri(), str(tmp_path / "shallow"))
+    (tmp_path / "outside").mkdir()
+    none = "sweep: expected experiments that started from the last commit, found none: "
+    assert line(pipeline.root.name) == f"{none}dvc exp run --queue -S train.lr=0.2,0.3"
+    assert line("shallow").startswith(f"{none}DVC keeps none in a shallow clone: run `git fetch --unshallow` first: ")
+    assert line("outside").startswith("sweep: expected a Git repository, but git says: fatal: not a git repository")
+    pipeline.git("init", "--quiet", str(tmp_path / "empty"))
+    assert line("empty") == "sweep: expected a commit, found a repository without any: commit the results first"
+    (pipeline.root / ".dvc/config").write_text("damaged")
+    assert line(pipeline.root.name).startswith("sweep: expected `dvc exp show` to work, found ConfigError: ")
 
 
 def test_the_commands_of_the_readme_queue_run_and_show_experiments_two_at_a_time(
@@ -61,6 +143,7 @@ def test_the_commands_of_the_readme_queue_run_and_show_experiments_two_at_a_time
     assert values in seeds
     before = clone.outputs()
     clone.dvc(*seeds.replace(values, "train.seed=range(1,3)").split()[1:])
+    clone.dvc("exp", "run", "--queue", "--name", "failing", "-S", "train.lr=2000")
     try:
         # The workers live on in the background, and would keep a pipe open.
         subprocess.run(start.split(), cwd=clone.root, env=clone.environment, stdout=subprocess.DEVNULL, check=True)
@@ -73,7 +156,8 @@ def test_the_commands_of_the_readme_queue_run_and_show_experiments_two_at_a_time
 
     lines = clone.run(*show.split()).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| 0", "| 1", "| 2"]
-    assert [line.split(" | ")[0] for line in lines[5:]] == ["| mean", "| standard deviation", "| range"]
+    assert [line.split(" | ")[0] for line in lines[5:8]] == ["| mean", "| standard deviation", "| range"]
+    assert lines[8:] == ["", "failed: failing (train.lr=2000)"]
     committed = json.loads((clone.root / "metrics/evaluate.json").read_text())["validation"]["accuracy"]
     assert lines[2].endswith(f" {committed:.4f} |")
     assert len(set(lines[2:5])) == 3
