@@ -24,8 +24,7 @@ from conftest import PARAMETERS, Repository
 
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.params import load_params
-from stages.evaluate import wilson_interval
-from tools.proof import verify
+from stages.model.metrics import wilson_interval
 from tools.results import report
 
 HOSTILE = "<script>alert(1)</script>"
@@ -33,12 +32,12 @@ DATA = ("data/raw", "data/resized", "data/model.npz", "data/errors.npz")
 
 
 def two_revisions(repository: Repository, root: Path) -> Repository:
-    """Clone, without data, with a branch of a hostile name: another lr, a hostile device, fewer right predictions."""
+    """Clone, without data, with a branch of a hostile name: another lr, a hostile device, fewer correct predictions."""
     clone = repository.clone(root)
     confusion = root / "plots/predictions.csv"
     rows = confusion.read_text().splitlines(keepends=True)
-    right = [i for i, row in enumerate(rows) if len({*row.strip().split(",")}) == 1]
-    for i in right[:40]:
+    correct = [i for i, row in enumerate(rows) if len({*row.strip().split(",")}) == 1]
+    for i in correct[:40]:
         rows[i] = "bag,coat\n" if rows[i].startswith("bag") else f"{rows[i].split(',')[0]},bag\n"
     clone.git("switch", "--quiet", "--create", HOSTILE)
     confusion.write_text("".join(rows))
@@ -128,30 +127,30 @@ def test_the_headline_numbers_are_those_of_the_metrics(made: SimpleNamespace) ->
     for name in ("validation", "batch"):
         score = scores[name]
         interval = f"95 % interval {score['accuracy_low']:.4f} to {score['accuracy_high']:.4f}"
-        right = f"{score['correct']} of {score['examples']} right, loss {score['loss']:.4f}"
-        assert f"{score['accuracy']:.4f} {interval} {right}" in made.page.text
+        correct = f"{score['correct']} of {score['examples']} correct, loss {score['loss']:.4f}"
+        assert f"{score['accuracy']:.4f} {interval} {correct}" in made.page.text
     assert f"Training loss {last['train_loss']:.4f}" in made.page.text
 
 
 def test_the_charts_get_the_rows_of_the_plots(made: SimpleNamespace) -> None:
     data = json.loads(made.page.scripts[0])
-    history, confusion, classes = (
+    history, predictions, classes = (
         [*csv.DictReader((made.root / f"plots/{name}.csv").read_text().splitlines())]
-        for name in ("history", "confusion", "class_accuracy")
+        for name in ("history", "predictions", "class_accuracy")
     )
     assert data["history"] == [{key: float(value) for key, value in row.items()} for row in history]
-    counts = Counter((row["actual"], row["predicted"]) for row in confusion)
+    counts = Counter((row["actual"], row["predicted"]) for row in predictions)
     cells = {(cell["actual"], cell["predicted"]): cell for cell in data["cells"]}
     assert [*cells] == [(actual, predicted) for actual in CLASS_NAMES for predicted in CLASS_NAMES]
     assert {pair: cell["count"] for pair, cell in cells.items() if cell["count"]} == counts
-    assert all((cell["outcome"] == "right") == (actual == predicted) for (actual, predicted), cell in cells.items())
+    assert all((cell["outcome"] == "correct") == (actual == predicted) for (actual, predicted), cell in cells.items())
     for row, drawn in zip(classes, data["classes"], strict=True):
         correct, examples = int(row["correct"]), int(row["examples"])
         assert (drawn["class"], drawn["correct"], drawn["examples"]) == (row["class"], correct, examples)
         assert drawn["accuracy"] == correct / examples
         assert (drawn["low"], drawn["high"]) == wilson_interval(correct, examples)
-        shares = sum(cells[row["class"], predicted]["share"] for predicted in CLASS_NAMES)
-        assert shares == pytest.approx(1, abs=1e-12)
+        fractions = sum(cells[row["class"], predicted]["fraction"] for predicted in CLASS_NAMES)
+        assert fractions == pytest.approx(1, abs=1e-12)
 
 
 def test_every_chart_has_a_table_of_its_numbers(made: SimpleNamespace) -> None:
@@ -181,12 +180,12 @@ def test_the_picture_is_that_of_the_plots_and_its_text_counts_the_errors(made: S
     assert all(errors[actual.strip(), predicted] == int(count) for actual, predicted, count in named)
 
 
-def test_the_text_of_a_picture_says_what_it_leaves_out_and_that_there_is_nothing_wrong(made: SimpleNamespace) -> None:
+def test_the_text_of_a_picture_says_what_it_leaves_out_and_that_there_is_no_error(made: SimpleNamespace) -> None:
     picture = (made.root / "plots/errors.png").read_bytes()
     params = load_params(made.root / "params.yaml")
     scores: dict[str, dict[str, Any]] = {"batch": {"examples": 10_000}}
-    wrong = Counter({("dress", "bag"): 200, ("bag", "coat"): 300})
-    many = report.error_grid(report.Results(params, scores, [], Counter(), wrong, picture))
+    errors = Counter({("dress", "bag"): 200, ("bag", "coat"): 300})
+    many = report.error_grid(report.Results(params, scores, [], Counter(), errors, picture))
     none = report.error_grid(report.Results(params, scores, [], Counter(), Counter(), picture))
     first = f"The first {50 * params.render.columns} are shown."
     assert 50 * params.render.columns == 400
@@ -213,32 +212,25 @@ def test_versions_and_hardware_are_those_of_here(made: SimpleNamespace) -> None:
 
 
 def test_gpus_are_named_by_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "driver_gpus", lambda: 2)
+    monkeypatch.setattr("tools.common.machine.driver_gpus", lambda: 2)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert report.environment()["GPU"] == "2 without a name"
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho First GPU\necho $1 $2\n")
     tool.chmod(0o755)
     assert report.environment()["GPU"] == "First GPU, --query-gpu=name --format=csv,noheader"
-    monkeypatch.setattr(verify, "driver_gpus", lambda: None)
+    monkeypatch.setattr("tools.common.machine.driver_gpus", lambda: None)
     assert report.environment()["GPU"] == "none"
 
 
 def test_no_framework_is_started(clone: Repository) -> None:
-    script = "import sys; from tools import report; report.vl_convert.javascript_bundle = str; report.page(None)"
+    script = (
+        "import sys; from tools.results import report; report.vl_convert.javascript_bundle = str; report.page(None)"
+    )
     assert clone.run("python", "-c", f"{script}; print({{'tensorflow', 'jax'}} & {{*sys.modules}})") == "set()\n"
 
 
-def test_the_page_is_a_function_of_the_results(made: SimpleNamespace) -> None:
-    made.repository.run("python", "-m", "tools.results.report", "--output", "again.html")
-    again = made.root / "again.html"
-    try:
-        assert again.read_bytes() == made.content
-    finally:
-        again.unlink()
-
-
-def test_commit_changes_and_lost_outputs_are_told(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_changes_and_lost_outputs_are_named(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("plots/curves.png").open("ab") as file:
         file.write(b"more")
     clone.append("stages/train.py", "# A comment.")
@@ -253,10 +245,35 @@ def test_commit_changes_and_lost_outputs_are_told(clone: Repository, monkeypatch
     assert len(states) == 12
 
 
-def test_without_a_commit_the_page_says_so(clone: Repository) -> None:
+def test_where_git_cannot_answer_the_page_has_its_reason(
+    clone: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(".git")
     clone.git("init", "--quiet")
-    assert " not committed." in Page(report.page(None)).text
+    assert "git says: fatal: your current branch " in report.source()
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "git says: fatal: detected dubious ownership " in report.source()
+
+
+def test_in_a_subfolder_of_a_repository_only_changes_of_the_project_count(
+    clone: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = Repository(tmp_path / "top", clone.environment)
+    clone.git("clone", "--quiet", ".", str(top.root / "project"))
+    shutil.rmtree(top.root / "project/.git")
+    (top.root / "other").mkdir()
+    (top.root / "params.yaml").write_text("other: {}")
+    top.git("init", "--quiet")
+    top.commit("Two projects")
+    monkeypatch.chdir(top.root / "project")
+
+    top.append("params.yaml", "# A comment.")
+    (top.root / "other/file").touch()
+    assert report.source().endswith(": Two projects")
+    assert "What changed" in Page(report.page("HEAD")).text
+    top.append("project/params.yaml", "# A comment.")
+    assert report.source().endswith(": Two projects, with changes that are not committed")
 
 
 # What changed since a revision.
@@ -348,22 +365,12 @@ def cut(path: str) -> Callable[[], object]:
     return lambda: Path(path).write_bytes(Path(path).read_bytes()[:-20])
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "metrics/evaluate.json",
-        "metrics/train.json",
-        "plots/history.csv",
-        "plots/predictions.csv",
-        "plots/class_accuracy.csv",
-        "plots/errors.png",
-    ],
-)
-def test_a_missing_result_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    Path(path).unlink()
-    message = refusal(monkeypatch)
-    assert message.startswith(f"{path}: expected a ")
-    assert re.search("run `(make|dvc) repro`", message)
+def test_a_missing_result_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("plots/errors.png", "plots/predictions.csv", "plots/history.csv", "metrics/train.json"):
+        Path(path).unlink()
+        message = refusal(monkeypatch)
+        assert message.startswith(f"{path}: expected a ")
+        assert re.search("run `(make|dvc) repro`", message)
 
 
 METRICS = "expected metrics, found otherwise: "
@@ -376,8 +383,6 @@ OTHERWISE = "expected what params.yaml and metrics/ say, found otherwise: run `m
         ("metrics/evaluate.json", cut("metrics/evaluate.json"), METRICS),
         ("metrics/evaluate.json", replaced("metrics/evaluate.json", '"accuracy": .*', '"accuracy": NaN,'), METRICS),
         ("metrics/evaluate.json", replaced("metrics/evaluate.json", '"accuracy": .*', '"accuracy": 1.5,'), METRICS),
-        ("metrics/evaluate.json", replaced("metrics/evaluate.json", '"accuracy": .*', '"accuracy": "0.5",'), METRICS),
-        ("metrics/evaluate.json", replaced("metrics/evaluate.json", '"accuracy": .*', ""), METRICS),
         ("metrics/evaluate.json", replaced("metrics/evaluate.json", "(?s).*", "[]"), METRICS),
         ("metrics/train.json", replaced("metrics/train.json", "train_loss", "loss"), METRICS),
         ("metrics/train.json", lambda: Path("metrics/train.json").write_bytes(b"\xff"), METRICS),
@@ -385,16 +390,12 @@ OTHERWISE = "expected what params.yaml and metrics/ say, found otherwise: run `m
         ("plots/history.csv", replaced("plots/history.csv", r"1,\d", "1,x"), OTHERWISE),
         ("plots/history.csv", replaced("plots/history.csv", r"1,[\d.]+", "1,inf"), OTHERWISE),
         ("plots/history.csv", replaced("plots/history.csv", "\n1,.*", ""), OTHERWISE),
-        ("plots/history.csv", replaced("plots/history.csv", "(?s)\n.*", "\n"), OTHERWISE),
         ("plots/history.csv", replaced("plots/history.csv", "epoch", "e"), "expected the columns "),
         ("plots/predictions.csv", replaced("plots/predictions.csv", "\n.*", ""), OTHERWISE),
         ("plots/predictions.csv", replaced("plots/predictions.csv", "\n[a-z]+,", "\nhat,"), OTHERWISE),
         ("plots/predictions.csv", replaced("plots/predictions.csv", "\nbag,bag", "\nbag,dress"), OTHERWISE),
         ("plots/predictions.csv", replaced("plots/predictions.csv", "\nbag,bag", "\nbag,"), OTHERWISE),
         ("plots/predictions.csv", replaced("params.yaml", "batch_index: 0", "batch_index: 1"), OTHERWISE),
-        ("plots/class_accuracy.csv", replaced("plots/class_accuracy.csv", r"bag,\d", "bag,9"), OTHERWISE),
-        ("plots/class_accuracy.csv", replaced("plots/class_accuracy.csv", r"\.\d", ".x"), OTHERWISE),
-        ("plots/class_accuracy.csv", replaced("plots/class_accuracy.csv", "bag,.*\n", ""), OTHERWISE),
         ("plots/errors.png", cut("plots/errors.png"), OTHERWISE),
         ("plots/errors.png", lambda: Path("plots/errors.png").write_text("GIF89a"), OTHERWISE),
         ("params.yaml", replaced("params.yaml", "lr: ", "rl: "), "train.rl: unknown key"),
@@ -419,7 +420,7 @@ def test_a_lock_that_dvc_cannot_read_is_refused(clone: Repository, monkeypatch: 
     assert refusal(monkeypatch).startswith("expected `dvc status` to work, found: ")
 
 
-def test_a_dvc_at_work_is_told(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dvc_at_work_is_named(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = Path(".dvc/tmp/lock")
     lock.parent.mkdir()
     with lock.open("w") as file:
@@ -432,16 +433,8 @@ def test_another_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert refusal(monkeypatch) == "params.yaml: expected a file, found none: run from the top of the repository"
 
 
-def test_an_unknown_revision_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_compare_refuses_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(monkeypatch, "nowhere").startswith("'nowhere': expected a commit, branch, tag or DVC experiment")
-
-
-def test_a_revision_without_predictions_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    clone.git("rm", "--quiet", "--cached", "plots/predictions.csv")
-    clone.git("commit", "--quiet", "--message", "Forget the predictions")
-    clone.git("add", "plots")
-    clone.git("commit", "--quiet", "--message", "Remember them")
-    assert ": expected plots/predictions.csv in it, found none: " in refusal(monkeypatch, "HEAD~1")
 
 
 def test_results_that_are_not_committed_are_not_compared(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
