@@ -114,8 +114,10 @@ def fill(folder: Path, *, leave: int) -> Path:
 def way_back(lines: list[str], verb: str, fault: str) -> list[str]:
     """The commands that the one line of a stage names, after checking it."""
     (line,) = (line for line in lines if not line.startswith("ERROR: "))
-    told = rf"{verb}: (.+: )?{fault}: mend that and run `dvc repro`; `(.+)` brings back the last commit's results"
-    named = re.fullmatch(told, line)
+    expected = (
+        rf"{verb}: (.+: )?{fault}: fix that and run `dvc repro`; `(.+)` brings back the last commit's results; .+"
+    )
+    named = re.fullmatch(expected, line)
     assert named, line
     return named[2].split(" && ")
 

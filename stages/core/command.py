@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.core.way_back import way_back
+
 STAGES = Path(__file__).parents[1]
 PARAMS = Path("params.yaml")
 PARENT = os.getppid()
-GO_BACK = "`git restore metrics plots dvc.lock && dvc checkout --force` brings back the last commit's results"
 
 # Without a home directory matplotlib works all the same, but remarks on it.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -24,7 +25,7 @@ at_start: dict[Path, str] = {}
 
 
 class UserError(Exception):
-    """An error that the user can fix. The message is one line: what was expected, what was found, what to do."""
+    """A fault that the user can mend. The message is one line: what was expected, what was found, what to do."""
 
 
 def run(stage: Callable[..., None]) -> None:
@@ -47,20 +48,26 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit(f"{verb}: {error}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{verb}: {where}{error.strerror or error}: fix that and run `dvc repro`; {GO_BACK}")
+        sys.exit(with_way_back(f"{verb}: {where}{error.strerror or error}: fix that and run `dvc repro`"))
     except Exception as error:
         if not out_of_memory(error):
             raise
-        sys.exit(
+        line = (
             f"{verb}: out of memory ({str(error).splitlines()[0] if str(error) else 'of the host'}): free some, "
-            f"lower train.batch_size or the size in resize in params.yaml, or set runtime.device to cpu; {GO_BACK}"
+            f"lower train.batch_size or the size in resize in params.yaml, or set runtime.device to cpu"
         )
+        sys.exit(with_way_back(line))
     except KeyboardInterrupt:
         print(f"{verb}: interrupted: run `dvc repro` to go on", file=sys.stderr)
         sys.exit(130)
     finally:
         at_start.clear()
         gc.freeze()  # Python would look through all objects at exit: a tenth of a second, for matplotlib's
+
+
+def with_way_back(line: str) -> str:
+    """Add to the line of a failure how to go back, where that can work."""
+    return "; ".join(filter(None, [line, way_back()]))
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -86,9 +86,8 @@ def test_a_fault_the_user_can_mend_is_one_line_and_exit_code_1(outcome, body, li
         ("raise OSError('the disk is on fire')", "probe: the disk is on fire"),
     ],
 )
-def test_a_fault_of_the_system_is_one_line_with_the_way_back(outcome, body, line):
-    way_back = "`git restore metrics plots dvc.lock && dvc checkout --force` brings back the last commit's results"
-    assert outcome(body, "a", "b") == (1, "", f"{line}: mend that and run `dvc repro`; {way_back}\n")
+def test_an_error_of_the_system_is_one_line_and_names_no_way_back_where_there_is_none(outcome, body, line):
+    assert outcome(body, "a", "b") == (1, "", f"{line}: fix that and run `dvc repro`\n")
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(start):

@@ -1,0 +1,70 @@
+"""The way back to the last commit's results: it works whatever is staged, and is named only where it can work."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core.way_back import GO_BACK, way_back
+
+LOCK = "schema: '2.0'\nstages:\n  train:\n    cmd: python\n"
+WITH_PARAMETERS = GO_BACK.replace("dvc.lock", "dvc.lock params.yaml")
+
+
+def test_it_returns_to_the_last_commit_from_staged_results_and_from_a_merge(pipeline: Any) -> None:
+    def go_back(commands: str) -> None:
+        for command in commands.split(" && "):
+            pipeline.run(*shlex.split(command))
+
+    def state() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (pipeline.root / "data").rglob("*") if path.is_file()}
+
+    before = state()
+    pipeline.set_parameter("evaluate.batch_index", 1)
+    pipeline.repro()
+    pipeline.git("add", "--all")
+    other = state()
+    assert other != before
+    go_back(GO_BACK)
+    assert (state(), pipeline.changed()) == (before, {"params.yaml"})
+
+    pipeline.repro()
+    pipeline.commit("Ours")
+    pipeline.git("switch", "--quiet", "--create", "theirs", "HEAD~1")
+    pipeline.set_parameter("evaluate.batch_size", 128)
+    pipeline.repro()
+    pipeline.commit("Theirs")
+    pipeline.git("switch", "--quiet", "-")
+    with pytest.raises(AssertionError, match=r"Merge conflict in dvc\.lock"):
+        pipeline.git("merge", "theirs")
+    go_back(WITH_PARAMETERS)
+    assert (state(), pipeline.changed()) == (other, set())
+
+
+def test_it_is_named_only_where_the_last_commit_has_results_that_dvc_can_read(
+    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = type(source)(tmp_path / "top/project", source.environment)
+    project.root.mkdir(parents=True)
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert way_back() == ""
+
+    project.git("init", "--quiet", "..")
+    (project.root / "dvc.lock").write_text(LOCK)
+    assert way_back() == ""
+    project.commit("No results")
+    assert way_back() == ""
+    for folder in ("metrics", "plots"):
+        (project.root / folder).mkdir()
+        (project.root / folder / "file").touch()
+    project.commit("Results")
+    (project.root / "dvc.lock").write_text("damaged")
+    assert way_back().startswith(f"`{GO_BACK}` brings back the last commit's results")
+    for damaged in (LOCK[:20], LOCK[:-12], ""):
+        (project.root / "dvc.lock").write_text(damaged)
+        project.commit("A damaged lock")
+        assert way_back() == ""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert way_back() == ""
