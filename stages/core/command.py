@@ -25,7 +25,7 @@ at_start: dict[Path, str] = {}
 
 
 class UserError(Exception):
-    """A fault that the user can mend. The message is one line: what was expected, what was found, what to do."""
+    """An error that the user can fix. The message is one line: what was expected, what was found, what to do."""
 
 
 def run(stage: Callable[..., None]) -> None:

@@ -1,6 +1,7 @@
 """A short series of kills on the small pipeline (the long one: docs/reliability.md), and what the series can see."""
 
 import random
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,13 @@ KILLS = [
 def clone(reproduced: Repository, tmp_path_factory: pytest.TempPathFactory) -> kills.Clone:
     # A shell may have started the tests with SIGINT ignored, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return kills.Clone(reproduced.root, tmp_path_factory.mktemp("kills") / "clone", reproduced.environment)
+    monorepo = Repository(tmp_path_factory.mktemp("monorepo"), reproduced.environment)
+    project = reproduced.copy(monorepo.root / "project")
+    shutil.rmtree(project.root / ".git")
+    shutil.copytree(project.root / "plots", monorepo.root / "plots")
+    monorepo.git("init", "--quiet")
+    monorepo.commit("Two projects")
+    return kills.Clone(project.root, tmp_path_factory.mktemp("kills") / "clone", reproduced.environment)
 
 
 @pytest.mark.parametrize(("where", "target", "number"), KILLS)

@@ -31,6 +31,7 @@ import psutil
 import yaml
 
 from stages.core.params import load_params
+from tools.common.git import says
 from tools.common.parameters import set_parameter
 
 STAGE_HITS = [
@@ -77,10 +78,16 @@ class Clone:
     """A clone of a repository in which the pipeline has run, and what the runs left there."""
 
     def __init__(self, source: Path, root: Path, environment: Mapping[str, str]) -> None:
-        self.root, self.parameters = root, root / "params.yaml"
+        question = ["git", "rev-parse", "--show-toplevel", "--show-prefix"]
+        answer = subprocess.run(question, cwd=source, env=environment, capture_output=True)
+        if answer.returncode:
+            raise SystemExit(f"kills: expected a Git repository, but {says(answer)}")
+        top, prefix = answer.stdout.decode().splitlines()
+        subprocess.run(["git", "clone", "--quiet", "--no-local", top, str(root)], env=environment, check=True)
+        self.root = root = root / prefix
+        self.parameters = root / "params.yaml"
         # Output unbuffered, so that a stage's start is seen when it happens.
         self.environment = {**environment, "PYTHONUNBUFFERED": "1"}
-        subprocess.run(["git", "clone", "--quiet", "--no-local", str(source), str(root)], env=environment, check=True)
         if (source / ".dvc/cache").is_dir():
             shutil.copytree(source / ".dvc/cache", root / ".dvc/cache")  # so that only the kills take time
         self.stages: list[str] = list(yaml.safe_load((root / "dvc.yaml").read_text())["stages"])
