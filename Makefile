@@ -24,10 +24,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Settings of the user's that would change what is imported.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
-repro: $(ENVIRONMENT)
+repro: $(ENVIRONMENT) .venv/plots.html
 	@python -m tools.setup.repair
-	dvc repro || { echo "make: to bring back the last commit's results: $(GO_BACK)" >&2; exit 1; }
-GO_BACK = git restore metrics plots dvc.lock && dvc checkout --force
+	dvc repro || { python -m stages.core.way_back >&2; exit 1; }
+
+.venv/plots.html: $(ENVIRONMENT)
+	@python -m tools.setup.plots $@
 
 test: $(ENVIRONMENT)
 	python -m pytest

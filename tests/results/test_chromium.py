@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -164,16 +165,16 @@ def test_the_confusion_matrix_has_a_cell_for_each_pair_with_its_count(page: Page
     assert [int(text) for text in texts if text] == [cell["count"] for cell in cells if cell["count"]]
 
 
-def test_right_and_wrong_cells_have_colours_of_their_own(page: Page, made: SimpleNamespace) -> None:
+def test_correct_and_incorrect_cells_have_colours_of_their_own(page: Page, made: SimpleNamespace) -> None:
     fills = marks(page, "confusion", "rect mark").evaluate_all(
         "marks => marks.map(mark => getComputedStyle(mark).fill)"
     )
     colours = {
         outcome: {fill for fill, cell in zip(fills, made.data["cells"], strict=True) if cell["outcome"] == outcome}
-        for outcome in ("right", "wrong")
+        for outcome in ("correct", "incorrect")
     }
     assert [len(colour) for colour in colours.values()] == [1, 1]
-    assert colours["right"] != colours["wrong"]
+    assert colours["correct"] != colours["incorrect"]
 
 
 def test_each_class_has_a_bar_from_zero_and_its_interval(page: Page, made: SimpleNamespace) -> None:
@@ -406,3 +407,25 @@ def test_without_scripts_the_numbers_are_there_and_a_line_says_what_is_not(visit
     confusion = [*csv.DictReader((made.root / "plots/predictions.csv").read_text().splitlines())]
     assert page.locator("details table").count() == 4
     assert str(sum(row["actual"] == row["predicted"] for row in confusion)) in text
+
+
+# DVC's own pages.
+
+
+def test_dvc_s_pages_draw_every_chart_without_a_network(
+    reproduced: Repository, browser: Browser, tmp_path: Path
+) -> None:
+    clone = reproduced.clone(tmp_path / "clone")
+    (clone.root / ".venv").mkdir()
+    clone.run("python", "-m", "tools.setup.plots", ".venv/plots.html")
+    clone.git("commit", "--quiet", "--allow-empty", "--message", "Next")
+    assert clone.changed() == set()
+    for words in (["show"], ["diff", "HEAD~1"]):
+        clone.dvc("plots", *words, "--out", "dvc_plots")
+        context = browser.new_context(offline=True)
+        page, requests = context.new_page(), []
+        page.on("request", lambda request, requests=requests: requests.append(request.url))
+        page.goto((clone.root / "dvc_plots/index.html").as_uri())
+        page.wait_for_function("document.querySelectorAll('.vega-embed svg.marks').length === 4")
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+        context.close()
