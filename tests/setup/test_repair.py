@@ -54,6 +54,16 @@ def test_a_damaged_lock_that_git_does_not_know_is_removed(clone: Path) -> None:
     assert not Path("dvc.lock").exists()
 
 
+def test_without_git_the_line_names_two_commands_of_which_each_makes_it_work(clone: Path) -> None:
+    shutil.rmtree(".git")
+    for words in (["git", "init", "--quiet"], ["dvc", "config", "--local", "core.no_scm", "true"]):
+        with pytest.raises(UserError, match=r"^expected Git's repository, but .+: run `git init`, or .+no_scm true`$"):
+            repair.repair()
+        subprocess.run(words, check=True)
+        assert repair.repair() == []
+        shutil.rmtree(".git", ignore_errors=True)
+
+
 @pytest.mark.parametrize("damage", ["", '{"write": {"data/mo', "[]"])
 def test_a_damaged_rwlock_is_removed(clone: Path, damage: str) -> None:
     repair.RWLOCK.write_text(damage)

@@ -31,6 +31,7 @@ import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.scm import SCMError
 from voluptuous import Invalid
 
 from stages.core.command import UserError
@@ -142,6 +143,9 @@ def repair_outputs() -> list[str]:
                     done.append(f"repair: removed the damaged copy of {names.get(kept, kept.name)} from DVC's cache")
                     if kept.suffix == ".dir":
                         repo.drop_data_index()  # where DVC remembers what it has read in it
+    except SCMError as error:
+        without = "`.venv/bin/dvc config --local core.no_scm true`"
+        raise UserError(f"expected Git's repository, but {error}: run `git init`, or to do without {without}") from None
     except DvcException:  # a fault in dvc.yaml or the configuration: dvc repro, which comes next, names it
         return []
     except (KeyError, RuntimeError) as error:  # from the search for the user's name and home
