@@ -1,32 +1,35 @@
-# make repro    the pipeline on the real data           make lint     formatting, lint, types, schemas, workflow
-# make test     the tests                               make lock     new versions into the lock files
-# make compare  REV=main: is the difference to that revision real?
-# make report   report.html: all results on one page; REV=main: and what changed since
-# make verify   the same model in every way this machine can train it; EPOCHS=1 for a quick look
-# make bench    how fast, beside what one would use instead; RUNS=1 for a quick look, PARTS="fit floor" for some
-# make kills    stages and dvc killed at random moments; KILLS=10 for a quick look
+# make            this list                               make lint     formatting, lint, types, schemas, workflow
+# make repro      the pipeline on the real data           make lock     new versions into the lock files
+# make test       the tests
+# make compare    REV=main: is the difference to that revision real?
+# make report     report.html: all results on one page; REV=main: and what changed since
+# make verify     the same model in every way this machine can train it; EPOCHS=1 for a quick look
+# make bench      how fast, beside what one would use instead; RUNS=1 for a quick look, PARTS="fit floor" for some
+# make kills      stages and dvc killed at random moments; KILLS=10 for a quick look
 #
-# Each makes .venv first if it is missing or older than its lock file. EXTRAS=gpu makes it with the CUDA libraries, once;
-# it is kept until .venv is removed.
+# Each makes .venv first if it is missing or unsound. EXTRAS=gpu makes it with the CUDA libraries, EXTRAS=proof with what
+# proves the GPU program on a CPU, once; the choice is kept until .venv is removed. PYTHON=... names the interpreter.
 
-.DELETE_ON_ERROR:
-.PHONY: repro test compare report verify bench kills lint lock
+.PHONY: help repro test compare report verify bench kills lint lock environment
 MAKEFLAGS += --no-print-directory
 
-ifneq ($(filter-out gpu,$(EXTRAS)),)
-$(error expected EXTRAS=gpu or none, got EXTRAS=$(EXTRAS))
+ifneq ($(filter-out gpu proof,$(EXTRAS))$(word 2,$(EXTRAS)),)
+$(error expected EXTRAS=gpu, EXTRAS=proof or none, got EXTRAS=$(EXTRAS))
 endif
 LOCK := $(or $(EXTRAS:%=requirements-%.lock),$(shell cat .venv/lock 2>/dev/null),requirements.lock)
-ENVIRONMENT := .venv/$(LOCK).installed
+ENVIRONMENT := environment
 
 # DVC runs a stage's command with the first python on PATH, in other folders too: the path must be absolute.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Settings of the user's that would change what is imported.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
 
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
 repro: $(ENVIRONMENT) .venv/plots.html
 	@python -m tools.setup.repair
-	dvc repro || { python -m stages.core.way_back >&2; exit 1; }
+	@dvc repro || { python -m stages.core.way_back >&2; exit 1; }
 
 .venv/plots.html: $(ENVIRONMENT)
 	@python -m tools.setup.plots $@
@@ -69,5 +72,5 @@ lock: $(ENVIRONMENT)
 COMPILE = uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --generate-hashes \
   --no-emit-index-url --custom-compile-command "make lock" --quiet
 
-$(ENVIRONMENT): $(LOCK) tools/setup/environment.sh
+environment:
 	@sh tools/setup/environment.sh $(LOCK)

@@ -1,50 +1,80 @@
 #!/bin/sh
-# Make .venv from a lock file: exact versions, hashes required, bytecode compiled. Run by make.
+# Make .venv from a lock file, unless it is there and sound. Run by make.
 #
 #   sh tools/setup/environment.sh requirements.lock
 #
-# uv installs everything, itself included, in a third of pip's time; pip brings it, with the hash in the same lock.
-# Both take their package index from their own settings; where only pip has one, uv is told.
+# A new environment is built in .venv/.new while the former one stays usable, then both change places. .venv itself is
+# never replaced: it may be a link or a mount. .venv/record says what it was made of and is compared at each call.
+# pip installs everything, hashes required, with those of the user's settings that say where packages come from.
 set -eu
-lock=$1
+lock=$1 new=.venv/.new
 
-fail() {
-  echo "environment: $*" >&2
+fail() { # words before, then what a program wrote: on one line, from its last package on, without passwords
+  written=$(printf '%s\n' "${2:-}" | sed 's#://[^/@ ]*@#://****@#g' | awk '
+    /^ *(Collecting|Processing|Installing|Using cached|Downloading) / { text = ""; next }
+    /Retrying \(/ { retry = $0; next }  { text = text " " $0 }  END { print retry text }' | tr -s ' ')
+  echo "environment: $1${written:+ }${written# }" >&2
   exit 1
 }
 
-supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
-python=
-for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
-  if "$candidate" -c "$supported" 2>/dev/null; then
-    python=$candidate
-    break
-  fi
+# Python's own settings would change what is imported and what a warning does.
+for name in $(env | sed -n 's/^\(PYTHON[A-Z]*\)=.*/\1/p'); do
+  [ "$name" = PYTHON ] || unset "$name"
 done
-if [ -z "$python" ]; then
-  found=$("${PYTHON:-python3}" -V 2>/dev/null) || found="no ${PYTHON:-python3}"
+
+made_of='import hashlib, os, sys
+interpreter = os.path.realpath(sys._base_executable)
+print(sys.prefix, interpreter, sys.version_info[:2], sys.argv[1], hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())'
+sound() {
+  found=$(.venv/bin/python -I -c "$made_of" "$lock" 2>/dev/null) && [ "$found" = "$(cat .venv/record 2>/dev/null)" ]
+}
+
+if sound; then exit; fi
+[ -f "$lock" ] || fail "expected $lock, found none: restore it, or remove .venv"
+made=$(mkdir -p .venv 2>&1 && touch .venv/lock 2>&1) || fail "$made"
+exec 9<.venv/lock
+flock -n 9 || { echo "environment: waiting for another make that makes .venv"; flock 9; }
+if sound; then exit; fi
+
+# The interpreter's own path: a name on PATH may mean another one later, or .venv's.
+try='import os, sys
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    print("Python %d.%d.%d" % sys.version_info[:3]); sys.exit(1)
+missing = []
+for name in "bz2 ctypes ensurepip sqlite3 ssl venv zlib".split():
+    try: __import__(name)
+    except ImportError: missing.append(name)
+if missing:
+    print("Python %d.%d.%d without " % sys.version_info[:3] + ", ".join(missing)); sys.exit(1)
+print(os.path.realpath(sys._base_executable))'
+python='' found=''
+if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi
+for candidate; do
+  command -v "$candidate" >/dev/null || { [ "$candidate" != "$1" ] || found="no $1"; continue; }
+  if answer=$("$candidate" -E -c "$try" 2>/dev/null); then python=$answer; break; fi
+  found="${found:+$found, }$candidate: ${answer:-does not start}"
+done
+case $found in *ensurepip*) found="$found (on Debian and Ubuntu: apt-get install python3-venv)" ;; esac
+[ -n "$python" ] ||
   fail "expected Python 3.11, 3.12 or 3.13, found $found: install one, or name it: make PYTHON=/path/to/python3.12"
-fi
 
 echo "environment: making .venv with $("$python" -V) from $lock (about a minute)"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-rm -rf .venv
-"$python" -m venv .venv >"$log" 2>&1 ||
-  fail "expected Python's venv and ensurepip, found none: on Debian and Ubuntu, apt-get install python3-venv"
+echo "$lock" >.venv/lock # the choice, which a failure must not forget
+trap 'rm -rf "$new"' EXIT
+trap 'exit 130' HUP INT TERM
+rm -rf "$new"
+written=$("$python" -I -m venv "$new" 2>&1) || fail "venv failed:" "$written"
 
-# The entry of uv alone: its line and the hashes that continue it.
-sed -n '/^uv==/,/[^\\]$/p' "$lock" >.venv/uv.lock
-.venv/bin/python -m pip install --quiet --require-hashes --no-deps -r .venv/uv.lock >"$log" 2>&1 ||
-  fail "expected uv from the package index, got: $(grep -i error "$log" | tail -n 1): check the network and PIP_INDEX_URL"
+written=$("$new/bin/python" -I tools/setup/install.py "$lock" 2>&1) || fail "pip failed:" "$written"
 
-if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
-  index=$(.venv/bin/python -m pip config get global.index-url 2>/dev/null) || index=${PIP_INDEX_URL:-}
-  [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
-fi
-# Modules are compiled now, since under PYTHONDONTWRITEBYTECODE they never would be: imports take half the time.
-.venv/bin/uv pip sync --quiet --python .venv --require-hashes --compile-bytecode "$lock" >"$log" 2>&1 ||
-  fail "expected every package of $lock from the package index, got: $(tr -s '\n ' ' ' <"$log" | cut -c 1-300)"
-echo "$lock" >.venv/lock
-touch ".venv/$lock.installed"
+trap '' HUP INT TERM # a moment
+rm -rf .venv/record .venv/.old
+mkdir .venv/.old
+for path in "$new"/*; do
+  name=${path##*/}
+  if [ -e ".venv/$name" ] || [ -L ".venv/$name" ]; then mv ".venv/$name" .venv/.old/; fi
+  mv "$path" .venv/
+done
+.venv/bin/python -I -c "$made_of" "$lock" >.venv/record
+rm -rf .venv/.old
 echo "environment: ready"
