@@ -7,3 +7,8 @@
 
 Stages import packages, ``runtime`` and ``model`` import ``core``, and nothing imports a stage.
 """
+
+import sys
+
+if sys.argv[0] in ("-m", "-c"):  # what argv is while `python -m` looks for a stage; -c in Python 2
+    import stages.core.interpreter  # noqa: F401 - DVC has removed the outputs by now; no code of ours runs earlier

@@ -3,6 +3,8 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,14 +131,36 @@ def test_tools_import_each_other_only_in_their_own_room_or_from_common_and_stage
     assert {name for name, tree in MODULES.items() if in_package("tools", tree)} == set()
 
 
-@pytest.mark.parametrize("package", ["__init__", *ROOMS])
+@pytest.mark.parametrize("package", ROOMS)
 def test_a_package_itself_is_only_a_docstring(package: str) -> None:
     (docstring,) = MODULES[package].body
     assert ast.unparse(docstring) == repr(ast.get_docstring(MODULES[package], clean=False))
 
 
 def test_every_module_is_needed_by_a_stage() -> None:
-    assert set().union(*map(closure, STAGES)) | {"__init__", *ROOMS} == MODULES.keys()
+    assert set().union(*map(closure, ("__init__", *STAGES))) | {*ROOMS} == MODULES.keys()
+
+
+def test_the_interpreter_is_checked_before_a_stage_imports_anything() -> None:
+    assert closure("__init__") == {"__init__", "core.interpreter"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_in_an_interpreter_without_the_packages_of_the_lock_is_one_line(
+    tmp_path: Path, stage: str
+) -> None:
+    (tmp_path / "numpy-1.0.dist-info").mkdir()
+    interpreter = str(Path(sys.base_prefix, "bin/python3"))
+    command = [interpreter, "-S", "-m", f"stages.{stage}"]
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    expected = r"stages: expected a Python .*requirements\.lock, found (.*) without (.*): use `make repro`, or .*\n"
+    found = re.fullmatch(expected, done.stderr)
+    assert found, done.stderr
+    assert Path(found[1]).samefile(interpreter)
+    names = ["jax", "matplotlib", "numpy", "pandas", "ruamel_yaml", "tensorflow", "tqdm"]
+    assert re.findall(r"(\w+)-\S+", found[2]) == names
 
 
 @pytest.mark.parametrize("stage", STAGES)

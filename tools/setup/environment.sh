@@ -63,7 +63,8 @@ echo "$lock" >.venv/lock # the choice, which a failure must not forget
 trap 'rm -rf "$new"' EXIT
 trap 'exit 130' HUP INT TERM
 rm -rf "$new"
-written=$("$python" -I -m venv "$new" 2>&1) || fail "venv failed:" "$written"
+written=$("$python" -I -m venv --without-pip "$new" 2>&1) || fail "venv failed:" "$written"
+written=$("$new/bin/python" -I -m ensurepip 2>&1) || fail "ensurepip failed:" "$written" # whose cause venv would hide
 
 written=$("$new/bin/python" -I tools/setup/install.py "$lock" 2>&1) || fail "pip failed:" "$written"
 

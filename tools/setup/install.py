@@ -1,7 +1,4 @@
-"""Install a lock file into the environment of the interpreter that runs this. Run by environment.sh, without packages.
-
-.venv/.new/bin/python -I tools/setup/install.py requirements.lock
-"""
+"""Install a lock file into the environment whose interpreter runs this. Run by environment.sh, without packages."""
 
 import ast
 import compileall
@@ -27,16 +24,24 @@ SCRIPT = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")"/python 
 """How a script finds the interpreter beside it, wherever both are: ``#!`` takes 127 bytes and no space."""
 
 
+def variable(name: str) -> str:
+    """Return the environment variable of a setting of pip's."""
+    return "PIP_" + name.upper().replace("-", "_")
+
+
 def settings() -> dict[str, str]:
     """Return the environment in which pip has the user's sources, with pip's own precedence, and no other setting."""
-    listed = subprocess.run([*PIP, "config", "list"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     found = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    given = {name: os.environ[name] for name in map(variable, (*SOURCES, "config-file")) if name in os.environ}
+    listing = subprocess.run(
+        [*PIP, "config", "list"], env=found | given | {"PIP_QUIET": "0"}, stdout=subprocess.PIPE, text=True, check=True
+    )
     found |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     for section in ("global.", "install.", ":env:."):  # the later one wins
-        for line in listed:
+        for line in listing.stdout.splitlines():
             name, _, value = line.removeprefix(section).partition("=")
             if line.startswith(section) and name in SOURCES:
-                found["PIP_" + name.upper().replace("-", "_")] = str(ast.literal_eval(value))
+                found[variable(name)] = str(ast.literal_eval(value))
     return found
 
 

@@ -1,0 +1,273 @@
+"""The environment that make makes: in any place, with the user's sources, whole or not at all. From tiny wheels."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tools.setup import install
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = "a 'b' $HOME \"c\" #é " + "x" * 128
+SWITCHES = {
+    "PIP_USER": "1",
+    "PIP_TARGET": "elsewhere",
+    "PIP_PREFIX": "elsewhere",
+    "PIP_ROOT": "elsewhere",
+    "PIP_DRY_RUN": "1",
+    "PIP_CONSTRAINT": "missing",
+    "PIP_PYTHON": "missing",
+    "PIP_NO_BINARY": ":all:",
+    "PIP_ONLY_BINARY": "none",
+    "PIP_REQUIREMENT": "missing",
+    "UV_DEFAULT_INDEX": "missing",
+    "PYTHONWARNINGS": "error",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "HOME": "/dev/null/none",
+}
+FAKE = """case $1 in
+-E) echo "$0" ;;
+-V) echo Python 3.12.1 ;;
+-I) mkdir .venv/.new; """
+
+
+def wheel(folder: Path, name: str, files: dict[str, str]) -> str:
+    """Write a wheel, version 1; return its line of a lock file."""
+    info = f"{name}-1.dist-info"
+    files |= {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    path = folder / f"{name}-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file, text in (files | {f"{info}/RECORD": "".join(f"{file},,\n" for file in files)}).items():
+            archive.writestr(file, text)
+    return f"{name}==1 \\\n    --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the environment is made of, and the wheels of its short lock."""
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "wheels").mkdir()
+    entry = {
+        "tiny.py": "def main(): print('tiny')",
+        "tiny-1.dist-info/entry_points.txt": "[console_scripts]\ntiny = tiny:main",
+    }
+    lock = wheel(folder / "wheels", "setuptools", {"setuptools.py": ""}) + wheel(folder / "wheels", "tiny", entry)
+    (folder / "requirements.lock").write_text(lock)
+    (folder / "requirements-gpu.lock").write_text(lock[:-3] + "00\n")
+    shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
+    shutil.copytree(ROOT / "tools/setup", folder / "tools/setup")
+    return folder
+
+
+def variables(source: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "MAKE", "PYTHON"))}
+    ours = {"PYTHON": sys.executable, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(source / "wheels")}
+    return kept | ours | more
+
+
+def make(folder: Path, environment: Mapping[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", "environment", *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def message(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that is ours; make adds one of its own."""
+    assert done.returncode != 0, done.stdout
+    ours, makes = done.stderr.splitlines()
+    assert makes.startswith("make: *** ")
+    return ours.removeprefix("environment: ")
+
+
+def tiny(folder: Path) -> str:
+    return subprocess.run([folder / ".venv/bin/tiny"], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment in a difficult place, under every setting that could lead pip astray, on another disk."""
+    folder = shutil.copytree(source, tmp_path_factory.mktemp("made") / PLACE)
+    (folder / "disk").mkdir()
+    (folder / ".venv").symlink_to("disk")
+    done = make(folder, variables(source, **SWITCHES))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy of it whose record is that of an environment made there."""
+    folder = shutil.copytree(made, tmp_path / PLACE, symlinks=True)
+    record = folder / ".venv/record"
+    record.write_text(record.read_text().replace(str(made), str(folder)))
+    return folder
+
+
+def test_it_works_where_it_is_and_is_made_once(made: Path, source: Path) -> None:
+    assert tiny(made) == "tiny\n"
+    assert (made / ".venv").is_symlink()
+    assert len([*made.glob("disk/lib/*/site-packages/__pycache__/tiny.*.pyc")]) == 1
+    assert sorted(path.name for path in (made / "disk").glob(".*")) == []
+    assert not (made / "elsewhere").exists()
+    done = make(made, variables(source))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sound", lambda folder: None),
+        ("moved", lambda folder: folder.rename(folder.with_name("moved"))),
+        ("no record", lambda folder: (folder / ".venv/record").unlink()),
+        ("another lock", lambda folder: (folder / "requirements.lock").write_text("setuptools==2\n")),
+        ("no interpreter", lambda folder: (folder / ".venv/bin/python").unlink()),
+        ("no environment", lambda folder: (folder / ".venv/pyvenv.cfg").unlink()),
+    ],
+)
+def test_it_is_trusted_only_as_it_was_made(
+    copy: Path, source: Path, name: str, change: Callable[[Path], object]
+) -> None:
+    change(copy)
+    done = make(next(copy.parent.iterdir()), variables(source, PYTHON="absent"))
+
+    if name == "sound":
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert message(done).startswith(
+            "expected Python 3.11, 3.12 or 3.13, found no absent: install one, or name it: "
+        )
+
+
+def test_a_failed_rebuild_keeps_the_former_and_the_choice_and_says_pips_own_error(copy: Path, source: Path) -> None:
+    secret = variables(source, PIP_EXTRA_INDEX_URL="http://me:secret@127.0.0.1:9/simple", PIP_RETRIES="0")
+    failed = message(make(copy, secret, "EXTRAS=gpu"))
+
+    assert failed.startswith("pip failed: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.")
+    assert "Expected sha256" in failed
+    assert tiny(copy) == "tiny\n"
+    assert not (copy / ".venv/.new").exists()
+    done = make(copy, variables(source, PYTHON="absent"))
+    assert (copy / ".venv/lock").read_text() == "requirements-gpu.lock\n"
+    assert message(done).startswith("expected Python")
+
+
+def test_two_makes_at_once_make_one_environment(tmp_path: Path, source: Path) -> None:
+    folder = shutil.copytree(source, tmp_path / "folder")
+    command = ["make", "environment"]
+    both = [
+        subprocess.Popen(command, cwd=folder, env=variables(source), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate()[0].splitlines() for process in both]
+
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("environment: ready" in lines for lines in outputs) == 1
+    assert ["environment: waiting for another make that makes .venv"] in outputs
+    assert tiny(folder) == "tiny\n"
+
+
+def test_an_interrupt_leaves_the_former(copy: Path, source: Path) -> None:
+    (copy / "requirements.lock").write_text("setuptools==2\n")
+    python = copy / "python"
+    python.write_text(f"#!/bin/sh\n{FAKE} exec sleep 60 ;;\nesac\n")
+    python.chmod(0o755)
+    environment = variables(source, PYTHON=str(python))
+    process = subprocess.Popen(
+        ["make", "environment"],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (copy / ".venv/.new").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert process.wait() != 0
+    assert not (copy / ".venv/.new").exists()
+    assert tiny(copy) == "tiny\n"
+
+
+def without(*modules: str) -> str:
+    """An interpreter that lacks some modules."""
+    hidden = "; ".join(f"sys.modules['{name}'] = None" for name in modules)
+    return f'#!/bin/sh\nexec "{sys.executable}" -c "import sys; {hidden}; exec(sys.argv[1])" "$3"\n'
+
+
+@pytest.mark.parametrize(
+    ("python", "expected"),
+    [
+        ("#!/bin/sh\necho Python 3.9.2; exit 1\n", "found {}: Python 3.9.2: install one, or name it: make PYTHON="),
+        ("#!/bin/sh\nexit 127\n", "found {}: does not start: "),
+        (without("_sqlite3"), "without sqlite3: install one"),
+        (without("_ctypes", "_bz2", "_ssl", "zlib"), "without bz2, ctypes, ssl, zlib"),
+        (without("ensurepip"), "without ensurepip (on Debian and Ubuntu: apt-get install python3-venv): install one"),
+        (f"#!/bin/sh\n{FAKE} echo Error: no space left; exit 1 ;;\nesac\n", "venv failed: Error: no space left"),
+    ],
+)
+def test_what_is_wrong_with_an_interpreter_is_one_line(
+    tmp_path: Path, source: Path, python: str, expected: str
+) -> None:
+    folder = shutil.copytree(source, tmp_path / "folder")
+    (folder / "python").write_text(python)
+    (folder / "python").chmod(0o755)
+    done = make(folder, variables(source, PYTHON=str(folder / "python")))
+
+    assert expected.format(folder / "python") in message(done)
+
+
+@pytest.mark.parametrize(("place", "cause"), [("a:b", "contains the PATH separator"), ("file", "File exists")])
+def test_a_place_that_cannot_work_has_its_cause(tmp_path: Path, source: Path, place: str, cause: str) -> None:
+    folder = shutil.copytree(source, tmp_path / place)
+    if place == "file":
+        (folder / ".venv").touch()
+    assert cause in message(make(folder, variables(source)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"system": "[global]\nindex-url = s"}, {"INDEX_URL": "s"}),
+        ({"system": "[global]\nindex-url = s", "user": "[global]\nindex-url = u"}, {"INDEX_URL": "u"}),
+        ({"user": "[global]\nindex-url = u", "file": "[global]\nindex-url = f"}, {"INDEX_URL": "f"}),
+        ({"file": "[global]\nindex-url = f", "PIP_INDEX_URL": "e"}, {"INDEX_URL": "e"}),
+        ({"user": "[install]\nindex_url = i\n[global]\nindex-url = g"}, {"INDEX_URL": "i"}),
+        (
+            {"user": "[global]\nextra-index-url = a\n  b\ntrusted-host = h\ncert = c\n[install]\ntarget = t"},
+            {"EXTRA_INDEX_URL": "a\nb", "TRUSTED_HOST": "h", "CERT": "c"},
+        ),
+        ({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "f", **SWITCHES}, {"NO_INDEX": "1", "FIND_LINKS": "f"}),
+    ],
+)
+def test_pip_gets_the_users_sources_with_its_own_precedence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path / "system"))
+    for name, value in settings.items():
+        if name.islower():
+            (tmp_path / name / "pip").mkdir(parents=True)
+            (tmp_path / name / "pip/pip.conf").write_text(value)
+        else:
+            monkeypatch.setenv(name, value)
+    if "file" in settings:
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "file/pip/pip.conf"))
+
+    found = install.settings()
+    assert {name: found.get(f"PIP_{name}") for name in expected} == expected
+    # Where the system has a pip.conf of its own, its sources stay.
+    ours = {"PIP_CONFIG_FILE", "PIP_NO_INPUT", "PIP_DISABLE_PIP_VERSION_CHECK"}
+    assert {name for name in found if name.startswith("PIP_")} - set(map(install.variable, install.SOURCES)) == ours
