@@ -146,9 +146,7 @@ def test_the_interpreter_is_checked_before_a_stage_imports_anything() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_in_an_interpreter_without_the_packages_of_the_lock_is_one_line(
-    tmp_path: Path, stage: str
-) -> None:
+def test_a_stage_in_an_interpreter_without_the_packages_of_the_lock_is_one_line(tmp_path: Path, stage: str) -> None:
     (tmp_path / "numpy-1.0.dist-info").mkdir()
     interpreter = str(Path(sys.base_prefix, "bin/python3"))
     command = [interpreter, "-S", "-m", f"stages.{stage}"]
