@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # fmt: off
@@ -29,16 +30,22 @@ def variable(name: str) -> str:
     return "PIP_" + name.upper().replace("-", "_")
 
 
+def run(command: list[str], environment: dict[str, str], entries: str = "") -> str:
+    """Return what pip wrote to stdout; end with all that it wrote if it fails."""
+    done = subprocess.run(command, input=entries, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout
+
+
 def settings() -> dict[str, str]:
     """Return the environment in which pip has the user's sources, with pip's own precedence, and no other setting."""
     found = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     given = {name: os.environ[name] for name in map(variable, (*SOURCES, "config-file")) if name in os.environ}
-    listing = subprocess.run(
-        [*PIP, "config", "list"], env=found | given | {"PIP_QUIET": "0"}, stdout=subprocess.PIPE, text=True, check=True
-    )
+    listing = run([*PIP, "config", "list"], found | given | {"PIP_QUIET": "0"})
     found |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     for section in ("global.", "install.", ":env:."):  # the later one wins
-        for line in listing.stdout.splitlines():
+        for line in listing.splitlines():
             name, _, value = line.removeprefix(section).partition("=")
             if line.startswith(section) and name in SOURCES:
                 found[variable(name)] = str(ast.literal_eval(value))
@@ -48,13 +55,16 @@ def settings() -> dict[str, str]:
 def install(lock: Path, root: Path) -> None:
     """Install, compile, and make what names the environment's path name the one that it will have."""
     environment = settings()
+
+    def install_entries(entries: list[str]) -> None:
+        run([*INSTALL, "-r", "/dev/stdin"], environment, "".join(entries))
+
+    entries = re.findall(r"^\w(?:.*\\\n)*.*\n", lock.read_text(), re.MULTILINE)
     # What a source is built with comes from the lock too.
-    (setuptools,) = re.findall(r"^setuptools==(?:.*\\\n)*.*\n", lock.read_text(), re.MULTILINE)
-    first = root / "setuptools.txt"
-    first.write_text(setuptools)
-    for each in (first, lock):
-        subprocess.run([*INSTALL, "-r", str(each)], env=environment, check=True)
-    first.unlink()
+    install_entries([entry for entry in entries if entry.startswith("setuptools==")])
+    # One pip installs one package after the other, on one core.
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(install_entries, (entries[::2], entries[1::2])))
     # Under PYTHONDONTWRITEBYTECODE it would never happen, and imports take half the time.
     compileall.compile_dir(root / "lib", quiet=2, workers=0)
     for path in (root / "bin").iterdir():
@@ -65,7 +75,4 @@ def install(lock: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        install(Path(sys.argv[1]), Path(sys.prefix))
-    except subprocess.CalledProcessError as error:  # pip has said why
-        sys.exit(error.returncode)
+    install(Path(sys.argv[1]), Path(sys.prefix))
