@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.core.command import UserError, run
-from stages.core.fashion_mnist import FILES, fault
+from stages.core.fashion_mnist import FILES, difference
 from stages.core.files import publish
 from stages.core.params import load_params
 
@@ -54,18 +54,13 @@ def installed_package(scratch: Path) -> Path:
 def tensorflow_datasets(scratch: Path) -> Path:
     """Download the four gzip files at the addresses that TensorFlow Datasets has registered; show its progress bar.
 
-    Its download manager retries for minutes and waits for ever, so the first contact is ours, with a time limit, and
-    it runs in a process that is ended when no more bytes arrive.
+    Its download manager retries for minutes and waits for ever, and so does a search for an address where no name
+    server answers: both run in a process that is ended when no more bytes arrive.
     """
-    import requests
     import tensorflow_datasets as tfds  # does not load TensorFlow
 
     registered = tfds.builder_cls("fashion_mnist").url_infos
     addresses, total = list(registered), sum(info.size for info in registered.values())
-    try:
-        requests.head(addresses[0], timeout=CONNECT_SECONDS, allow_redirects=True).raise_for_status()
-    except requests.RequestException as error:
-        raise SourceError(f"{addresses[0]}: {root_cause(error)}") from None
     process = multiprocessing.get_context("spawn").Process(target=download_registered, args=(addresses, scratch))
     process.start()
     try:
@@ -99,9 +94,13 @@ def bytes_in(directory: Path) -> int:
 
 def download_registered(addresses: list[str], directory: Path) -> None:
     """Download to ``directory`` under the published names; on failure leave the reason in the file ``error``."""
+    import requests
     import tensorflow_datasets as tfds
 
+    address = addresses[0]
     try:
+        # The first contact is ours, with a time limit.
+        requests.head(address, timeout=CONNECT_SECONDS, allow_redirects=True).raise_for_status()
         manager = tfds.download.DownloadManager(
             download_dir=directory / "tfds",
             url_infos=tfds.builder_cls("fashion_mnist").url_infos,
@@ -125,26 +124,37 @@ def debian_package(scratch: Path) -> Path:
         (directory / "partial").mkdir(parents=True)
     # Lists and cache of our own: reading needs no root, and the machine's own stay as they are.
     options = [f"Dir::State::Lists={lists}", f"Dir::Cache={cache}", "APT::Sandbox::User=", "Acquire::Languages=none"]
-    options += ["Acquire::Retries=2", f"Acquire::http::Timeout={CONNECT_SECONDS:.0f}", "Debug::NoLocking=1"]
+    options += [f"Acquire::{kind}::Timeout={CONNECT_SECONDS:.0f}" for kind in ("http", "https")]
+    options += ["Acquire::Retries=1", "Debug::NoLocking=1"]
     apt_get = ["apt-get", "-qq", *(word for option in options for word in ("-o", option))]
-    execute([*apt_get, "update"], scratch)
-    execute([*apt_get, "download", PACKAGE], scratch)
+    remarks = execute([*apt_get, "update"], scratch, 2 * STALL_SECONDS)
+    try:
+        execute([*apt_get, "download", PACKAGE], scratch, 10 * STALL_SECONDS)
+    except SourceError as error:
+        # An update that reached no server succeeds with warnings; then there is no such package.
+        cause = next((line for line in remarks if line.startswith("W: ")), None)
+        raise SourceError(f"apt-get update: {cause}" if cause else str(error)) from None
     packages = [path.name for path in scratch.glob(f"{PACKAGE}_*.deb")]
     if not packages:
         raise SourceError("apt-get: it said that it downloaded the package, but did not")
-    execute(["dpkg-deb", "-x", packages[0], "unpacked"], scratch)
+    execute(["dpkg-deb", "-x", packages[0], "unpacked"], scratch, STALL_SECONDS)
     return scratch / "unpacked" / INSTALLED.relative_to("/")
 
 
-def execute(command: list[str], directory: Path) -> None:
-    """Run a command quietly in ``directory``; a failure becomes a ``SourceError`` with its last line of output."""
+def execute(command: list[str], directory: Path, seconds: float) -> list[str]:
+    """Run a command quietly in ``directory`` and return what it wrote to stderr.
+
+    Raises:
+        SourceError: It failed, with the last line of its output, or did not end within so many seconds.
+    """
     try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10 * STALL_SECONDS)
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise SourceError(f"{command[0]}: no end after {10 * STALL_SECONDS:.0f} s") from None
+        raise SourceError(f"{command[0]}: no end after {seconds:.0f} s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
         raise SourceError(f"{command[0]}: {lines[-1]}")
+    return done.stderr.splitlines()
 
 
 SOURCES: dict[str, Callable[[Path], Path]] = {
@@ -174,9 +184,8 @@ def read_source(directory: Path) -> dict[str, bytes]:
             raise SourceError(f"{directory} has neither {name} nor {name}.gz") from None
         except (OSError, EOFError, zlib.error) as error:
             raise SourceError(f"{path}: {error}") from None
-        wrong = fault(name, content)
-        if wrong:
-            raise SourceError(f"{path}: {wrong}")
+        if found := difference(name, content):
+            raise SourceError(f"{path}: {found}")
         contents[name] = content
     return contents
 
@@ -190,9 +199,10 @@ def root_cause(error: BaseException) -> str:
 
 def download(raw: Path) -> None:
     """Write the four files, uncompressed, from the first source that has them."""
-    load_params()  # a fault in params.yaml stops the pipeline at once, not after the download
+    load_params()  # an error in params.yaml stops the pipeline at once, not after the download
     refusals = []
     for source, fetch in SOURCES.items():
+        print(f"download: trying {source}", flush=True)
         with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as scratch:
             try:
                 contents = read_source(fetch(Path(scratch)))

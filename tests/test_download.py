@@ -121,7 +121,8 @@ def test_sources_are_asked_in_order_until_one_has_the_files(workplace, monkeypat
     assert asked[-1] == wanted
     assert tree(workplace / "data" / "raw") == CONTENTS
     assert capsys.readouterr().out.splitlines() == [
-        *(f"download: {source}: not here" for source in asked[:-1]),
+        *(f"download: {said}" for source in asked[:-1] for said in (f"trying {source}", f"{source}: not here")),
+        f"download: trying {wanted}",
         f"download: the four files came from {wanted}, with the SHA-256 they should have",
     ]
     assert not tree(workplace / "scratch")
@@ -163,7 +164,7 @@ def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
     monkeypatch.setenv("FASHION_MNIST_DIR", str(mirror))
     write(workplace / "installed", GZIPPED)
     download.download(workplace / "raw")
-    refusal, success = capsys.readouterr().out.splitlines()
+    _, refusal, _, success = capsys.readouterr().out.splitlines()
     assert re.match(re.escape(f"download: {NAMED}: {mirror / name}: ") + reason, refusal)
     assert success.startswith(f"download: the four files came from {INSTALLED}, ")
     assert tree(workplace / "raw") == CONTENTS
@@ -195,7 +196,7 @@ def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_writte
     assert not tree(workplace / "scratch")
 
 
-def test_a_fault_in_params_yaml_is_found_before_any_source_is_asked(workplace, capsys):
+def test_an_error_in_params_yaml_is_found_before_any_source_is_asked(workplace, capsys):
     (workplace / "params.yaml").write_text("")
     with pytest.raises(UserError, match=r"params\.yaml: expected the keys"):
         download.download(workplace / "raw")
@@ -291,9 +292,9 @@ def test_the_download_manager_brings_the_registered_files_under_their_names(serv
     ("files", "reason"),
     [
         ({f"{FIRST}.gz": b"<!DOCTYPE html>"}, "NonMatchingChecksumError: Artifact http"),
-        ({}, "DownloadError: Failed to get"),
+        ({f"{FIRST}.gz": end_early}, "IncompleteRead"),
     ],
-    ids=["other content", "not found"],
+    ids=["other content", "half"],
 )
 def test_the_download_manager_refuses_a_file_that_is_not_the_registered_one(server, tmp_path, files, reason):
     server.files = files
@@ -308,7 +309,7 @@ def test_the_download_manager_refuses_a_file_that_is_not_the_registered_one(serv
 
 def test_the_download_manager_refuses_an_address_that_is_not_registered(server, tmp_path):
     with pytest.raises(SystemExit, match=r"^1$"):
-        download_registered([f"{server.addresses[0]}?other"], tmp_path)
+        download_registered([server.addresses[0], f"{server.addresses[0]}?other"], tmp_path)
     assert (tmp_path / "error").read_text().startswith("ValueError: Missing checksums url: http://127.0.0.1")
 
 
@@ -373,7 +374,7 @@ def refusal(workplace, capsys):
 
     def refusal():
         download.download(workplace / "raw")
-        *_, refused, success = capsys.readouterr().out.splitlines()
+        *_, refused, _, success = capsys.readouterr().out.splitlines()
         assert success.startswith(f"download: the four files came from {DEBIAN}, ")
         assert tree(workplace / "raw") == CONTENTS
         assert refused.startswith(f"download: {REGISTRY}: ")
@@ -522,27 +523,20 @@ def test_what_vanishes_while_the_download_is_measured_is_no_failure(trickle, tmp
     assert tensorflow_datasets(tmp_path) == tmp_path
 
 
-def test_a_host_that_refuses_a_connection_is_named(server, tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"http://127.0.0.1:{closed.getsockname()[1]}/{FIRST}.gz"
-    monkeypatch.setattr(tfds.builder_cls("fashion_mnist"), "url_infos", registered([address]))
-    with pytest.raises(SourceError, match=f"^{address}: ConnectionRefusedError: "):
-        tensorflow_datasets(tmp_path)
-
-
-def test_a_host_that_never_answers_is_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        address = f"http://127.0.0.1:{mute.getsockname()[1]}/{FIRST}.gz"
-        monkeypatch.setattr(tfds.builder_cls("fashion_mnist"), "url_infos", registered([address]))
-        with pytest.raises(SourceError, match=f"^{address}: TimeoutError: timed out$"):
-            tensorflow_datasets(tmp_path)
-
-
-def test_a_host_without_the_file_is_named_with_its_answer(server, tmp_path):
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("closed", "ConnectionRefusedError: "), ("mute", "TimeoutError: timed out"), ("empty", "HTTPError: 404 ")],
+)
+def test_a_host_that_refuses_never_answers_or_has_no_file_is_named(server, tmp_path, monkeypatch, host, said):
+    monkeypatch.setattr(download, "CONNECT_SECONDS", 0.1 if host == "mute" else 10)
     server.files = {}
-    with pytest.raises(SourceError, match=f"^{server.addresses[0]}: HTTPError: 404 "):
-        tensorflow_datasets(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = server.addresses[0] if host == "empty" else f"http://127.0.0.1:{other.getsockname()[1]}/{FIRST}.gz"
+        if host == "closed":
+            other.close()
+        with pytest.raises(SystemExit, match=r"^1$"):
+            download_registered([address], tmp_path)
+    assert (tmp_path / "error").read_text().startswith(f"{address}: {said}")
 
 
 # Debian
@@ -572,6 +566,8 @@ def scratch(tmp_path):
 
 APT_GET = """echo "$@" >> {log}
 case "$*" in *" download dataset-fashion-mnist") : > dataset-fashion-mnist_0.0-1_all.deb; esac"""
+UNREACHABLE = """case "$*" in *update) echo "W: Failed to fetch http://mirror/ Temporary failure resolving 'mirror'" >&2
+echo "W: Some index files failed to download." >&2;; *) echo "E: Unable to locate package" >&2; exit 100; esac"""
 DPKG_DEB = 'test "$1" = -x && mkdir -p "$3/usr/share/datasets" && cp -r {package} "$3/usr/share/datasets/fashion-mnist"'
 
 
@@ -596,8 +592,9 @@ def test_the_debian_package_is_fetched_and_unpacked_below_the_scratch_directory(
         ("exit 100", "", "apt-get: exit code 100"),
         (APT_GET.format(log="/dev/null"), "echo 'no archive' >&2; exit 2", "dpkg-deb: no archive"),
         ("exit 0", "", "apt-get: "),
+        (UNREACHABLE, "", "apt-get update: W: Failed to fetch http://mirror/ Temporary failure resolving 'mirror'$"),
     ],
-    ids=["on stderr", "on stdout", "silent", "no archive", "nothing fetched"],
+    ids=["on stderr", "on stdout", "silent", "no archive", "nothing fetched", "no network"],
 )
 def test_a_command_that_fails_is_named_with_its_last_line(scratch, commands, apt_get, dpkg_deb, reason):
     commands({"apt-get": apt_get, "dpkg-deb": dpkg_deb})
@@ -606,7 +603,7 @@ def test_a_command_that_fails_is_named_with_its_last_line(scratch, commands, apt
 
 
 def test_a_command_that_does_not_end_is_given_up(scratch, commands, monkeypatch):
-    monkeypatch.setattr(download, "STALL_SECONDS", 0.1)
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.5)
     commands({"apt-get": "exec sleep 600", "dpkg-deb": ""})
     with pytest.raises(SourceError, match=r"^apt-get: no end after 1 s$"):
         debian_package(scratch)

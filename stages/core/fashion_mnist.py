@@ -59,7 +59,7 @@ CLASS_NAMES = (
 """The classes in label order, named as in the book (the data set's own list says T-shirt/top)."""
 
 
-def fault(name: str, content: bytes) -> str | None:
+def difference(name: str, content: bytes) -> str | None:
     """Say in what way ``content`` differs from the published file ``name``, or return None if it does not."""
     published = FILES[name]
     if len(content) != published.size:
@@ -81,8 +81,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: expected a file, found none: run `dvc repro download`") from None
-    wrong = fault(path.name, content)
-    if wrong:
-        raise UserError(f"{path}: {wrong}: remove it and run `dvc repro download`")
+    found = difference(path.name, content)
+    if found:
+        raise UserError(f"{path}: {found}: remove it and run `dvc repro download`")
     published = FILES[path.name]
     return np.frombuffer(content, np.uint8, offset=len(published.header)).reshape(published.shape)

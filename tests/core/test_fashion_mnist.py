@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stages.core.command import UserError
-from stages.core.fashion_mnist import CLASS_NAMES, FILES, Published, fault, read_idx
+from stages.core.fashion_mnist import CLASS_NAMES, FILES, Published, difference, read_idx
 
 IMAGES, LABELS, OTHER_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", "train-labels-idx1-ubyte"
 CONTENTS = {  # magic number, dimensions, array
@@ -78,7 +78,7 @@ def test_a_file_is_read_in_row_major_order_without_its_header(raw, name):
     assert array.dtype == np.uint8
     assert array.shape == SHAPES[name]
     assert array.tobytes() == CONTENTS[name][-array.size :]
-    assert fault(name, CONTENTS[name]) is None
+    assert difference(name, CONTENTS[name]) is None
 
 
 def test_a_missing_file_is_refused_with_what_to_do(raw):
@@ -111,7 +111,7 @@ def test_every_flipped_bit_is_found(raw):
     for bit in range(8 * len(CONTENTS[IMAGES])):
         content = bytearray(CONTENTS[IMAGES])
         content[bit // 8] ^= 1 << bit % 8
-        assert fault(IMAGES, bytes(content))
+        assert difference(IMAGES, bytes(content))
 
 
 DAMAGES = {
