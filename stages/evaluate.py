@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from stages.core.command import UserError, run  # first: libraries read the user's settings when they are imported
+
+# isort: split
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.command import UserError, run
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish, read_npz
 from stages.core.params import Evaluate, load_params

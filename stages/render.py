@@ -9,23 +9,34 @@ metadata, and a compression that does not depend on the processor.
 
 import io
 import math
+from contextlib import chdir
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.core.command import UserError, run  # before matplotlib, of whose remarks it takes care
+from stages.core.command import UserError, run  # first: libraries read the user's settings when they are imported
 
 # isort: split
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import publish, read_csv, read_npz
 from stages.core.params import MAX_ROWS, load_params
+
+# In this folder matplotlib finds the matplotlibrc that it is published with, before the user's.
+with chdir(Path(find_spec("matplotlib").origin).with_name("mpl-data")):  # type: ignore[arg-type, union-attr]
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
+    from matplotlib.ticker import MaxNLocator
+
+# The list of fonts in the user's cache may name others "DejaVu Sans".
+vars(fontManager).clear()
+fontManager.ttflist = []
+fontManager.addfont(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
 
 DPI = 150
 IMAGE_PIXELS = 160
@@ -56,33 +67,36 @@ def error_grid(
         predicted: Labels (n,), uint8.
         columns: Images in a row.
     """
-    shown = min(len(images), MAX_ROWS * columns)
-    rows = math.ceil(shown / columns)
+    shown = images[: MAX_ROWS * columns]
     zoom = max(IMAGE_PIXELS // max(images.shape[1:]), 1)
     tile_width = max(zoom * images.shape[2], IMAGE_PIXELS) + 2 * MARGIN  # wide enough for every class name
     tile_height = zoom * images.shape[1] + CAPTION + 2 * MARGIN
-    width, height = max(columns * tile_width, 5 * IMAGE_PIXELS), rows * tile_height + HEADER
+    width, height = max(columns * tile_width, 5 * IMAGE_PIXELS), math.ceil(len(shown) / columns) * tile_height + HEADER
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:  # x and y in pixels, y downwards as in the picture
         figure.text(x / width, 1 - y / height, text, va="center", **style)
 
-    noun = "example" if len(images) == 1 else "examples"
-    first = f", the first {shown} shown" if shown < len(images) else ""
-    write(width / 2, 30, f"{len(images)} misclassified {noun} of the validation batch{first}", ha="center", size=11)
+    write(width / 2, 30, grid_title(len(images), len(shown)), ha="center", size=11)
     write(width / 2 + 10, 65, "predicted", ha="right", size=9, color=PREDICTED)
     write(width / 2 + 22, 65, "over  true", ha="left", size=9, color=TRUE)
-    for i in range(shown):
+    for i, image in enumerate(shown):
         row, column = divmod(i, columns)
         left = (width - columns * tile_width) // 2 + column * tile_width
         top = HEADER + row * tile_height
         write(left + tile_width / 2, top + 15, CLASS_NAMES[predicted[i]], ha="center", size=8, color=PREDICTED)
         write(left + tile_width / 2, top + 38, CLASS_NAMES[actual[i]], ha="center", size=8, color=TRUE)
-        grey = images[i].repeat(zoom, 0).repeat(zoom, 1)
-        image = np.stack([grey] * 3, axis=-1)  # as colours, which no colour map rounds
-        x, y = left + (tile_width - image.shape[1]) // 2, height - (top + CAPTION + MARGIN + image.shape[0])
-        figure.figimage(image, x, y)
+        grey = image.repeat(zoom, 0).repeat(zoom, 1)
+        x, y = left + (tile_width - grey.shape[1]) // 2, height - (top + CAPTION + MARGIN + grey.shape[0])
+        figure.figimage(np.stack([grey] * 3, axis=-1), x, y)  # as colours, which no colour map rounds
     return figure
+
+
+def grid_title(errors: int, shown: int) -> str:
+    """Say how many errors there are and, if not all are drawn, how many are."""
+    examples = "example" if errors == 1 else "examples"
+    first = f", the first {shown} shown" if shown < errors else ""
+    return f"{errors} misclassified {examples} of the validation batch{first}"
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
@@ -91,7 +105,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     loss, accuracy = figure.subplots(1, 2)
     for column, style in (("train_loss", "o-"), ("validation_loss", "s--")):
         loss.plot(history["epoch"], history[column], style, markersize=4, label=column.replace("_loss", ""))
-    loss.set(title="Cross-entropy", xlabel="epoch", ylabel="nats an example")
+    loss.set(title="Cross-entropy", xlabel="epoch", ylabel="nats per example")
     loss.legend()
     accuracy.plot(history["epoch"], history["validation_accuracy"], "s--", markersize=4, color="C1")
     accuracy.set(title="Validation accuracy", xlabel="epoch", ylabel="accuracy")
@@ -132,8 +146,7 @@ def render(
         raise UserError(f"{predictions_csv}: expected the names of the ten classes, found {min(map(str, unknown))!r}")
     if max(actual.max(initial=0), predicted.max(initial=0)) >= len(CLASS_NAMES):
         raise UserError(f"{errors_npz}: expected labels from 0 to {len(CLASS_NAMES) - 1}, found larger ones")
-    # A user's matplotlibrc must not reach the pictures.
-    with matplotlib.rc_context():
+    with matplotlib.rc_context():  # a style set in this process must not reach the pictures
         matplotlib.rcdefaults()
         publish(
             {

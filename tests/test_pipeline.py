@@ -117,6 +117,14 @@ def test_a_room_imports_only_itself_and_what_is_below_it(importer: str, allowed:
     assert rooms <= allowed
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_takes_away_the_settings_of_libraries_before_it_imports_one(stage: str) -> None:
+    imports = [node for node in MODULES[stage].body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    first = next(name for name in names if name.partition(".")[0] not in sys.stdlib_module_names)
+    assert first == "stages.core.command"
+
+
 def test_imports_never_go_in_a_circle() -> None:
     assert [name for name in MODULES if any(name in closure(other) for other in imported(name))] == []
 

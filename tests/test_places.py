@@ -111,11 +111,11 @@ def fill(folder: Path, *, leave: int) -> Path:
     return path
 
 
-def way_back(lines: list[str], verb: str, fault: str) -> list[str]:
+def way_back(lines: list[str], verb: str, error: str) -> list[str]:
     """The commands that the one line of a stage names, after checking it."""
     (line,) = (line for line in lines if not line.startswith("ERROR: "))
     expected = (
-        rf"{verb}: (.+: )?{fault}: fix that and run `dvc repro`; `(.+)` brings back the last commit's results; .+"
+        rf"{verb}: (.+: )?{error}: fix that and run `dvc repro`; `(.+)` brings back the last commit's results; .+"
     )
     named = re.fullmatch(expected, line)
     assert named, line

@@ -1,6 +1,7 @@
 """The pictures: bytes that depend on nothing but the data, pixels that are those of the images, labels in order."""
 
 import io
+import json
 import shutil
 import struct
 import subprocess
@@ -11,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import font_manager
 from matplotlib.colors import same_color
 from PIL import Image
 
@@ -115,14 +117,33 @@ PROCESSORS = {
     "X86_V4": {"OPENBLAS_CORETYPE": "SkylakeX"},
 }
 SETTINGS = {name: settings for name, settings in PROCESSORS.items() if name in ("old", *EXTENSIONS)} | {
-    "hostile": {"MATPLOTLIBRC": "matplotlibrc", "MPLBACKEND": "pdf", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}
+    "hostile": {
+        **{"MATPLOTLIBRC": "config/matplotlibrc", "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        **{"MPLCONFIGDIR": "config", "FREETYPE_PROPERTIES": "truetype:interpreter-version=35"},
+        **{"PANDAS_FUTURE": "none", "NUMPY_MADVISE_HUGEPAGE": "none", "PILLOW_BLOCK_SIZE": "none"},
+        **{"TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1", "PYTHONWARNINGS": "error"},
+    },
+    "unreadable": {"MATPLOTLIBRC": "config/matplotlibrc", "MPLBACKEND": "none", "MPLCONFIGDIR": "config"},
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_bytes_depend_neither_on_the_users_settings_nor_on_the_processor(workplace, pictures, environment, settings):
+def hostile_folder(kind):
+    """Put a matplotlibrc here and, with a list of fonts in which another is called DejaVu Sans, in ``config``."""
+    Path("config").mkdir()
+    for folder in (Path(), Path("config")):
+        (folder / "matplotlibrc").write_bytes(HOSTILE.encode() if kind == "hostile" else b"# caf\xe9")
+    font = {**vars(font_manager.fontManager.ttflist[0]), "fname": "fonts/ttf/DejaVuSerif.ttf", "__class__": "FontEntry"}
+    fonts = {"_version": font_manager.FontManager.__version__, "__class__": "FontManager", "_findfont_cached": None}
+    fonts |= {"ttflist": [font]} if kind == "hostile" else {}
+    Path(f"config/fontlist-v{font_manager.FontManager.__version__}.json").write_text(json.dumps(fonts))
+
+
+@pytest.mark.parametrize(("name", "settings"), SETTINGS.items(), ids=SETTINGS)
+def test_bytes_depend_neither_on_the_users_settings_nor_on_the_processor(
+    workplace, pictures, environment, name, settings
+):
     if "MATPLOTLIBRC" in settings:
-        Path("matplotlibrc").write_text(HOSTILE)
+        hostile_folder(name)
     command = [sys.executable, "-m", "stages.render", *INPUTS, *PICTURES]
     subprocess.run(command, check=True, env=environment | settings | {"PYTHONPATH": str(ROOT)})
     for name, picture in zip(PICTURES, pictures, strict=True):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.core.startup import end_interrupted
 from stages.core.way_back import way_back
 
 STAGES = Path(__file__).parents[1]
@@ -40,6 +41,8 @@ def run(stage: Callable[..., None]) -> None:
         usage = " ".join(name.upper() for name in wanted)
         sys.exit(f"{verb}: expected {len(wanted)} paths, got {len(sys.argv) - 1}: python -m stages.{verb} {usage}")
     try:
+        if signal.getsignal(signal.SIGINT) is end_interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with_dvc()
         paths = [Path(argument) for argument in sys.argv[1:]]
         at_start.update({path: state(path) for path in (*paths, PARAMS, *STAGES.rglob("*.py")) if path.exists()})

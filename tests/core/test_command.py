@@ -72,7 +72,7 @@ def test_a_wrong_number_of_paths_is_refused_with_the_usage_and_the_stage_is_not_
         ("raise UserError('expected ≤ 1') from KeyError('cause')", "probe: expected ≤ 1"),
     ],
 )
-def test_a_fault_the_user_can_mend_is_one_line_and_exit_code_1(outcome, body, line):
+def test_an_error_that_the_user_can_fix_is_one_line_and_exit_code_1(outcome, body, line):
     assert outcome(body, "a", "b") == (1, "", f"{line}\n")
 
 
@@ -97,6 +97,29 @@ def test_an_interrupt_is_one_line_and_exit_code_130(start):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "probe: interrupted: run `dvc repro` to go on\n")
+    assert process.returncode == 130
+
+
+IMPORTS = """
+import signal
+print("ready", flush=True)
+try:
+    signal.pause()
+except BaseException:
+    pass  # as some libraries do when they are imported
+"""
+
+
+def test_an_interrupt_while_a_stage_imports_is_one_line_and_exit_code_130(tmp_path, environment):
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    (tmp_path / "numpy.py").write_text(IMPORTS)  # in the place of the first library
+    command = [sys.executable, "-m", "stages.resize", "a", "b"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", start, *command], cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("", "resize: interrupted: run `dvc repro` to go on\n")
     assert process.returncode == 130
 
 
