@@ -31,7 +31,7 @@ repro: $(ENVIRONMENT) .venv/plots.html
 	@python -m tools.setup.repair
 	@dvc repro || { python -m stages.core.way_back >&2; exit 1; }
 
-.venv/plots.html: $(ENVIRONMENT)
+.venv/plots.html: requirements.lock | $(ENVIRONMENT)
 	@python -m tools.setup.plots $@
 
 test: $(ENVIRONMENT)

@@ -98,7 +98,7 @@ def arguments(call: ast.Call) -> dict[str | None, str]:
 
 def test_the_modules_that_can_be_run_are_the_stages() -> None:
     runnable = {name for name, tree in MODULES.items() if ast.unparse(tree.body[-1]).startswith("if __name__ == ")}
-    assert runnable == STAGES.keys()
+    assert runnable == STAGES.keys() | {"core.way_back"}  # which make prints after a failure
 
 
 def test_no_module_imports_a_stage() -> None:

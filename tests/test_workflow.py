@@ -152,11 +152,15 @@ def test_once_a_week_one_runner_installs_what_the_proof_needs_and_runs_it() -> N
 
 
 def test_the_hooks_lint_a_commit_and_keep_stale_results_from_being_pushed(committed: Any) -> None:
-    link_environment(committed.root)
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     lint, results = (hook for repository in config["repos"] for hook in repository["hooks"])
-    assert (lint["entry"], lint["stages"], results["stages"]) == ("make lint", ["pre-commit"], ["pre-push"])
+    assert lint["entry"].endswith("; make lint'")
+    assert (lint["stages"], results["stages"]) == (["pre-commit"], ["pre-push"])
     push = ("pre-commit", "run", "--all-files", "--hook-stage", "pre-push")
+    for stage in ("pre-commit", "pre-push"):
+        with pytest.raises(AssertionError, match=r"expected \.venv, found none here\. make repro makes it\."):
+            committed.run(*push[:-1], stage)
+    link_environment(committed.root)
     try:
         committed.run(*push)
         committed.append("stages/render.py", "# A comment.")

@@ -111,7 +111,8 @@ except BaseException:
 
 
 def test_an_interrupt_while_a_stage_imports_is_one_line_and_exit_code_130(tmp_path, environment):
-    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    for name in ("stages", "requirements.lock"):
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "numpy.py").write_text(IMPORTS)  # in the place of the first library
     command = [sys.executable, "-m", "stages.resize", "a", "b"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -40,6 +40,7 @@ if __name__ == "__main__":
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "requirements.lock", tmp_path / "requirements.lock")
     (tmp_path / "stages/wait.py").write_text(STAGE)
     (tmp_path / "params.yaml").write_text("runtime:\n")
     (tmp_path / "input").mkdir()

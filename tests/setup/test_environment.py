@@ -1,6 +1,7 @@
 """The environment that make makes: in any place, with the user's sources, whole or not at all. From tiny wheels."""
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -39,18 +40,20 @@ FAKE = """case $1 in
 -I) mkdir .venv/.new; """
 
 
-def wheel(folder: Path, name: str, files: dict[str, str]) -> str:
-    """Write a wheel, version 1; return its line of a lock file."""
-    info = f"{name}-1.dist-info"
-    files |= {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+def wheel(folder: Path, name: str, files: Mapping[str, str | bytes], version: str = "1") -> str:
+    """Write a wheel; return its line of a lock file."""
+    info = f"{name}-{version}.dist-info"
+    files = dict(files) | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    path = folder / f"{name}-1-py3-none-any.whl"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for file, text in (files | {f"{info}/RECORD": "".join(f"{file},,\n" for file in files)}).items():
-            archive.writestr(file, text)
-    return f"{name}==1 \\\n    --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+            member = zipfile.ZipInfo(file)
+            member.external_attr = 0o100755 << 16  # uv is a program
+            archive.writestr(member, text)
+    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +65,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tiny.py": "def main(): print('tiny')",
         "tiny-1.dist-info/entry_points.txt": "[console_scripts]\ntiny = tiny:main",
     }
+    uv = importlib.metadata.distribution("uv")
+    program = {"uv/__init__.py": (Path(uv.locate_file("uv")) / "__init__.py").read_bytes()}
+    program |= {
+        f"uv/{name}.py": (Path(uv.locate_file("uv")) / f"{name}.py").read_bytes() for name in ("__main__", "_find_uv")
+    }
+    program[f"uv-{uv.version}.data/scripts/uv"] = (Path(sys.executable).parent / "uv").read_bytes()
     lock = wheel(folder / "wheels", "setuptools", {"setuptools.py": ""}) + wheel(folder / "wheels", "tiny", entry)
+    lock += wheel(folder / "wheels", "uv", program, uv.version)
     (folder / "requirements.lock").write_text(lock)
-    (folder / "requirements-gpu.lock").write_text(lock[:-3] + "00\n")
+    tiny_hash = hashlib.sha256((folder / "wheels/tiny-1-py3-none-any.whl").read_bytes()).hexdigest()
+    (folder / "requirements-gpu.lock").write_text(lock.replace(tiny_hash, "0" * 64))
     shutil.copyfile(ROOT / "Makefile", folder / "Makefile")
     shutil.copytree(ROOT / "tools/setup", folder / "tools/setup")
     return folder
@@ -147,12 +158,15 @@ def test_it_is_trusted_only_as_it_was_made(
         )
 
 
-def test_a_failed_rebuild_keeps_the_former_and_the_choice_and_says_pips_own_error(copy: Path, source: Path) -> None:
+def test_a_failed_rebuild_keeps_the_former_and_the_choice_and_says_the_installers_own_error(
+    copy: Path, source: Path
+) -> None:
     secret = variables(source, PIP_EXTRA_INDEX_URL="http://me:secret@127.0.0.1:9/simple", PIP_RETRIES="0")
     failed = message(make(copy, secret, "EXTRAS=gpu"))
 
-    assert failed.startswith("pip failed: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.")
-    assert "Expected sha256" in failed
+    assert failed.startswith("installation failed: error: ")
+    assert "Hash mismatch for `tiny==1`" in failed
+    assert "secret" not in failed
     assert tiny(copy) == "tiny\n"
     assert not (copy / ".venv/.new").exists()
     done = make(copy, variables(source, PYTHON="absent"))
@@ -237,24 +251,34 @@ def test_a_place_that_cannot_work_has_its_cause(tmp_path: Path, source: Path, pl
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"system": "[global]\nindex-url = s"}, {"INDEX_URL": "s"}),
-        ({"system": "[global]\nindex-url = s", "user": "[global]\nindex-url = u"}, {"INDEX_URL": "u"}),
-        ({"user": "[global]\nindex-url = u", "file": "[global]\nindex-url = f"}, {"INDEX_URL": "f"}),
-        ({"file": "[global]\nindex-url = f", "PIP_INDEX_URL": "e"}, {"INDEX_URL": "e"}),
-        ({"user": "[install]\nindex_url = i\n[global]\nindex-url = g"}, {"INDEX_URL": "i"}),
+        ({"system": "[global]\nindex-url = s"}, {"INDEX_URL": "s", "DEFAULT_INDEX": "s"}),
+        (
+            {"system": "[global]\nindex-url = s", "user": "[global]\nindex-url = u"},
+            {"INDEX_URL": "u", "DEFAULT_INDEX": "u"},
+        ),
+        (
+            {"user": "[global]\nindex-url = u", "file": "[global]\nindex-url = f"},
+            {"INDEX_URL": "f", "DEFAULT_INDEX": "f"},
+        ),
+        ({"file": "[global]\nindex-url = f", "PIP_INDEX_URL": "e"}, {"INDEX_URL": "e", "DEFAULT_INDEX": "e"}),
+        ({"user": "[install]\nindex_url = i\n[global]\nindex-url = g"}, {"INDEX_URL": "i", "DEFAULT_INDEX": "i"}),
         (
             {"user": "[global]\nextra-index-url = a\n  b\ntrusted-host = h\ncert = c\n[install]\ntarget = t"},
-            {"EXTRA_INDEX_URL": "a\nb", "TRUSTED_HOST": "h", "CERT": "c"},
+            {"EXTRA_INDEX_URL": "a\nb", "TRUSTED_HOST": "h", "CERT": "c", "INDEX": "a b", "INSECURE_HOST": "h"},
         ),
-        ({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "f", **SWITCHES}, {"NO_INDEX": "1", "FIND_LINKS": "f"}),
+        (
+            {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "f g", **SWITCHES},
+            {"NO_INDEX": "1", "FIND_LINKS": "f,g", "NO_CACHE": "1"},
+        ),
     ],
 )
-def test_pip_gets_the_users_sources_with_its_own_precedence(
+def test_pip_and_uv_get_the_users_sources_with_pips_precedence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: dict[str, str]
 ) -> None:
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path / "system"))
     for name, value in settings.items():
@@ -266,8 +290,16 @@ def test_pip_gets_the_users_sources_with_its_own_precedence(
     if "file" in settings:
         monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "file/pip/pip.conf"))
 
-    found = install.settings()
-    assert {name: found.get(f"PIP_{name}") for name in expected} == expected
+    pip, uv = install.environments()
     # Where the system has a pip.conf of its own, its sources stay.
+    assert (
+        expected.items()
+        <= {
+            **{name.removeprefix("PIP_"): value for name, value in pip.items() if name.startswith("PIP_")},
+            **{name.removeprefix("UV_"): value for name, value in uv.items() if name.startswith("UV_")},
+        }.items()
+    )
     ours = {"PIP_CONFIG_FILE", "PIP_NO_INPUT", "PIP_DISABLE_PIP_VERSION_CHECK"}
-    assert {name for name in found if name.startswith("PIP_")} - set(map(install.variable, install.SOURCES)) == ours
+    assert {name for name in pip if name.startswith("PIP_")} - set(map(install.variable, install.UV)) == ours
+    assert {name for name in uv if name.startswith("UV_")} <= {*install.UV.values()}
+    assert not [name for name in (*pip, *uv) if name.startswith("UV_") and name in pip]

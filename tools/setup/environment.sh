@@ -5,7 +5,7 @@
 #
 # A new environment is built in .venv/.new while the former one stays usable, then both change places. .venv itself is
 # never replaced: it may be a link or a mount. .venv/record says what it was made of and is compared at each call.
-# pip installs everything, hashes required, with those of the user's settings that say where packages come from.
+# install.py installs, hashes required, with those of pip's settings that say where packages come from.
 set -eu
 lock=$1 new=.venv/.new
 
@@ -66,7 +66,7 @@ rm -rf "$new"
 written=$("$python" -I -m venv --without-pip "$new" 2>&1) || fail "venv failed:" "$written"
 written=$("$new/bin/python" -I -m ensurepip 2>&1) || fail "ensurepip failed:" "$written" # whose cause venv would hide
 
-written=$("$new/bin/python" -I tools/setup/install.py "$lock" 2>&1) || fail "pip failed:" "$written"
+written=$("$new/bin/python" -I tools/setup/install.py "$lock" 2>&1) || fail "installation failed:" "$written"
 
 trap '' HUP INT TERM # a moment
 rm -rf .venv/record .venv/.old

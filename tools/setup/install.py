@@ -1,26 +1,39 @@
-"""Install a lock file into the environment whose interpreter runs this. Run by environment.sh, without packages."""
+"""Install a lock file into the environment whose interpreter runs this. Run by environment.sh, without packages.
+
+pip, which every Python brings, installs uv and what sources are built with; uv installs the rest, in a third of pip's
+time. Both get their packages from where the user's pip does: pip's settings are the only ones that are read.
+"""
 
 import ast
-import compileall
 import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# fmt: off
-SOURCES = (
-    "index-url", "extra-index-url", "no-index", "find-links", "cert", "client-cert", "trusted-host", "proxy", "timeout",
-    "default-timeout", "retries", "cache-dir", "no-cache-dir", "keyring-provider", "use-feature",
-)
-"""The settings of pip that say where packages come from. Others (user, target, no-binary, ...) say what is done."""
+UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "no-index": "UV_NO_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "cert": "SSL_CERT_FILE",
+    "client-cert": "SSL_CLIENT_CERT",
+    "trusted-host": "UV_INSECURE_HOST",
+    "proxy": "ALL_PROXY",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "retries": "UV_HTTP_RETRIES",
+    "no-cache-dir": "UV_NO_CACHE",
+    "keyring-provider": "UV_KEYRING_PROVIDER",
+}
+"""The settings of pip that say where packages come from, and uv's variable for each. Others say what is done."""
 PIP = (sys.executable, "-I", "-m", "pip")
-INSTALL = (
-    *PIP, "install", "--progress-bar=off", "--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517",
-    "--no-compile",
+PIP_INSTALL = (*PIP, "install", "--progress-bar=off", "--require-hashes", "--no-deps", "-r", "/dev/stdin")
+# uv stops at the first index that has a package; pip, and so this, takes the version from whichever has it.
+UV_SYNC = (
+    *(sys.executable, "-I", "-m", "uv", "--no-config", "pip", "sync", "--quiet", "--python", sys.executable),
+    *("--require-hashes", "--no-build-isolation", "--index-strategy=unsafe-best-match", "--compile-bytecode"),
 )
-# fmt: on
 SCRIPT = b'#!/bin/sh\n\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")"/python "$0" "$@"\n\' \'\'\'\n'
 """How a script finds the interpreter beside it, wherever both are: ``#!`` takes 127 bytes and no space."""
 
@@ -31,7 +44,7 @@ def variable(name: str) -> str:
 
 
 def run(command: list[str], environment: dict[str, str], entries: str = "") -> str:
-    """Return what pip wrote to stdout; end with all that it wrote if it fails."""
+    """Return what a command wrote to stdout; end with all that it wrote if it fails."""
     done = subprocess.run(command, input=entries, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
@@ -39,34 +52,46 @@ def run(command: list[str], environment: dict[str, str], entries: str = "") -> s
 
 
 def settings() -> dict[str, str]:
-    """Return the environment in which pip has the user's sources, with pip's own precedence, and no other setting."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-    given = {name: os.environ[name] for name in map(variable, (*SOURCES, "config-file")) if name in os.environ}
-    listing = run([*PIP, "config", "list"], found | given | {"PIP_QUIET": "0"})
-    found |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    """Return the user's sources of packages by pip's names, with pip's own precedence."""
+    given = {name for name in os.environ if name.startswith("PIP_")} - {*map(variable, UV), "PIP_CONFIG_FILE"}
+    kept = {name: value for name, value in os.environ.items() if name not in given}
+    listing = run([*PIP, "config", "list"], kept | {"PIP_QUIET": "0"})
+    found = {}
     for section in ("global.", "install.", ":env:."):  # the later one wins
         for line in listing.splitlines():
             name, _, value = line.removeprefix(section).partition("=")
-            if line.startswith(section) and name in SOURCES:
-                found[variable(name)] = str(ast.literal_eval(value))
+            if line.startswith(section) and name in UV:
+                found[name] = str(ast.literal_eval(value))
     return found
+
+
+def environments() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the environment of pip and that of uv: each with the same sources and no other setting of its own."""
+    sources = settings()
+    neither = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
+    pip = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    pip |= {variable(name): value for name, value in sources.items()}
+    # With an index named, uv would ask it in spite of no-index.
+    offline = sources.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t")
+    unused = ("index-url", "extra-index-url") if offline else ("no-index",)
+    uv = {
+        UV[name]: ("," if name == "find-links" else " ").join(value.split())
+        for name, value in sources.items()
+        if name not in unused
+    }
+    # Without a home, as a container's user may be, there is no place for uv's cache.
+    if not os.access(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~"), os.W_OK):
+        uv["UV_NO_CACHE"] = "1"
+    return neither | pip, neither | uv
 
 
 def install(lock: Path, root: Path) -> None:
     """Install, compile, and make what names the environment's path name the one that it will have."""
-    environment = settings()
-
-    def install_entries(entries: list[str]) -> None:
-        run([*INSTALL, "-r", "/dev/stdin"], environment, "".join(entries))
-
-    entries = re.findall(r"^\w(?:.*\\\n)*.*\n", lock.read_text(), re.MULTILINE)
-    # What a source is built with comes from the lock too.
-    install_entries([entry for entry in entries if entry.startswith("setuptools==")])
-    # One pip installs one package after the other, on one core.
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(install_entries, (entries[::2], entries[1::2])))
-    # Under PYTHONDONTWRITEBYTECODE it would never happen, and imports take half the time.
-    compileall.compile_dir(root / "lib", quiet=2, workers=0)
+    pip, uv = environments()
+    first = re.findall(r"^(?:setuptools|uv)==(?:.*\\\n)*.*\n", lock.read_text(), re.MULTILINE)
+    run(list(PIP_INSTALL), pip, "".join(first))
+    # Modules are compiled now: under PYTHONDONTWRITEBYTECODE they never would be, and imports take half the time.
+    run([*UV_SYNC, str(lock)], uv)
     for path in (root / "bin").iterdir():
         content = path.read_bytes()
         if not path.is_symlink() and b"\0" not in content:

@@ -65,7 +65,7 @@ def earlier_outputs(repo: Repo) -> Iterator[tuple[Path, str]]:
     commands = {stage.cmd for stage in repo.index.stages}
     for run in Path(repo.stage_cache.cache_dir).glob("??/*/*"):
         try:
-            entry = COMPILED_LOCK_FILE_STAGE_SCHEMA(yaml.load(run.read_bytes(), yaml.CSafeLoader))
+            entry = COMPILED_LOCK_FILE_STAGE_SCHEMA(yaml.safe_load(run.read_bytes()))
         except (yaml.YAMLError, Invalid):
             continue  # DVC removes it itself
         if entry["cmd"] in commands:
