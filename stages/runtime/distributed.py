@@ -88,26 +88,30 @@ def initialize(framework: str) -> Iterator[None]:
     check_own_name()
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # Python's messages are not held back
-    with held_back(LOST.format(count, ARRIVAL, "")):
-        try:
-            jax.distributed.initialize(
-                initialization_timeout=ARRIVAL,
-                heartbeat_timeout_seconds=HEARTBEAT,
-                shutdown_timeout_seconds=HEARTBEAT,
-                **settings,
-            )
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"expected to join {count} processes ({variable}): {' '.join(str(error).split()):.200}"
-            ) from None
-        try:
-            yield
-            jax.distributed.shutdown()
-        except jax.errors.JaxRuntimeError as error:
-            if out_of_memory(error):
-                raise
-            os.write(2, LOST.format(count, ARRIVAL, f" ({' '.join(str(error).split()):.200})").encode())
-            os._exit(1)  # an orderly end would wait for the process that is gone
+    try:
+        with held_back(LOST.format(count, ARRIVAL, "")):
+            try:
+                jax.distributed.initialize(
+                    initialization_timeout=ARRIVAL,
+                    heartbeat_timeout_seconds=HEARTBEAT,
+                    shutdown_timeout_seconds=HEARTBEAT,
+                    **settings,
+                )
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"expected to join {count} processes ({variable}): {' '.join(str(error).split()):.200}"
+                ) from None
+            try:
+                yield
+                jax.distributed.shutdown()
+            except jax.errors.JaxRuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                os.write(2, LOST.format(count, ARRIVAL, f" ({' '.join(str(error).split()):.200})").encode())
+                os._exit(1)  # an orderly end would wait for the process that is gone
+    except Exception:  # JAX's end waits for the others, and says at length if they do not come: this error is the cause
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        raise
 
 
 def check_address(address: str, of_this_process: bool) -> None:

@@ -235,6 +235,20 @@ def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(
         assert re.fullmatch(LOST, stderr)
 
 
+def test_an_error_of_one_process_is_its_only_line(hosts: Any, started: list[Any]) -> None:
+    folders = hosts(1) + hosts(1, device="gpu")
+    started += [
+        host.start(heartbeat=5, CUDA_VISIBLE_DEVICES="", **each)
+        for host, each in zip(folders, jax_variables(2), strict=True)
+    ]
+    (first, second) = ends(started)
+
+    assert first[0] != 0
+    assert second[0] != 0
+    assert re.fullmatch(LOST.replace("of 3", "of 2"), first[2])
+    assert re.fullmatch(r"train: runtime\.device: expected a GPU that can do float64, found .*\n", second[2])
+
+
 def test_a_process_that_does_not_come_ends_the_others_with_one_line(hosts: Any, started: list[Any]) -> None:
     folders = hosts(2)
     started += [host.start(arrival=5, **each) for host, each in zip(folders, jax_variables(3), strict=False)]
