@@ -30,6 +30,7 @@ TASK = Task(
 )
 
 
+@pytest.mark.slow  # trains in five ways
 @pytest.mark.parametrize("name", fits.BASELINES)
 def test_every_baseline_learns_and_this_project_s_rows_have_the_oracle_s_bits(name: str) -> None:
     seconds, W, b = fits.BASELINES[name](TASK)
@@ -50,11 +51,11 @@ def test_rows_take_turns_and_are_divided_run_by_run_without_a_gpu_that_fails(
     seconds |= {fits.EAGER: [60.0, 60.0], fits.KERAS: [6.0, 20.0]}
     turns = []
 
-    def spawn_work(part: str, name: str, device: str) -> tuple[float, dict[str, float], str]:
+    def spawn_work(part: str, name: str, device: str) -> tuple[float, dict[str, float]]:
         turns.append((name, device))
         if device == "gpu" or not seconds[name]:
             raise UserError("out of memory")
-        return 9.0, {fits.FIT: seconds[name].pop(0)}, ""
+        return 9.0, {fits.FIT: seconds[name].pop(0)}
 
     monkeypatch.setattr(processes, "spawn_work", spawn_work)
     monkeypatch.setattr(fits, "BASELINES", seconds)
@@ -83,7 +84,7 @@ def test_a_row_is_trained_in_a_process_whose_one_line_is_the_benchmark_s(
 
     RESIZED.mkdir(parents=True)
     np.savez(RESIZED / "train.npz", images=TASK.images, labels=TASK.labels)
-    wall, found, _ = processes.spawn_work("fit", ORACLE, "cpu", PYTHONOPTIMIZE="2")  # which leaves out docstrings
+    wall, found = processes.spawn_work("fit", ORACLE, "cpu", PYTHONOPTIMIZE="2")  # which leaves out docstrings
     assert (found[fits.COMPILATION], 20 < found[fits.PEAK] < 2000) == (0, True)
     assert 0 < found[fits.EPOCH] <= found[fits.FIT] < wall
 
@@ -102,6 +103,7 @@ def test_a_copy_counts_every_byte_twice_and_the_warm_up_not(monkeypatch: pytest.
     assert copied == [500] * 12
 
 
+@pytest.mark.slow  # imports both frameworks
 def test_every_library_multiplies_in_float64_what_an_epoch_does() -> None:
     pytest.importorskip("stages.model.softmax_jax")  # switches JAX to float64, as the frameworks' epochs do before
     found: dict[str, Any] = {library: both() for library, both in floor.products(2, 5, 7, 3).items()}
@@ -171,13 +173,13 @@ def test_every_function_that_is_timed_is_one_of_the_stages() -> None:
 def test_repro_changes_what_its_rows_say(reproduced: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     spawn, commands = processes.spawn, []
 
-    def recorded(*words: str, cwd: Path | None = None, **environment: str) -> tuple[float, str, str]:
+    def recorded(*words: str, cwd: Path | None = None, **environment: str) -> tuple[float, str]:
         if words[0] == "git":
             return spawn(*words)
         if cwd:
             values = Repository(cwd, os.environ).git("diff", "--unified=0", "params.yaml").split("\n+  ")[1:]
             commands.append((words[-1], *(value.partition(" #")[0].rstrip() for value in values)))
-        return (9.0 if words[-1] == "repro" else 4.0), "", ""
+        return (9.0 if words[-1] == "repro" else 4.0), ""
 
     monkeypatch.chdir(reproduced.root)
     monkeypatch.setattr(processes, "spawn", recorded)

@@ -149,7 +149,7 @@ def measure(runs: int) -> Figures:
         for name, device in list(remaining):
             row = f"{name}, GPU" if device == "gpu" else name
             try:
-                _, found, _ = processes.spawn_work("fit", name, device)
+                _, found = processes.spawn_work("fit", name, device)
             except UserError as error:
                 if device == "cpu":
                     raise

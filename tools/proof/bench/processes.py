@@ -14,21 +14,20 @@ from stages.core.command import UserError
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def spawn(*words: str, cwd: Path | None = None, **environment: str) -> tuple[float, str, str]:
-    """Run a command; return its wall time in seconds, stdout and stderr; raise ``UserError`` if it fails."""
+def spawn(*words: str, cwd: Path | None = None, **environment: str) -> tuple[float, str]:
+    """Run a command; return its wall time in seconds and its stdout; raise ``UserError`` if it fails."""
     start = time.perf_counter()
     done = subprocess.run(words, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
     seconds = time.perf_counter() - start
     if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line and not line.startswith("import time:")][-1:]
-        reason = last[0] if last else f"exit code {done.returncode}"
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         ours = reason.startswith("bench: ")  # the line of a worker
         raise UserError(reason[7:] if ours else f"expected {words[:4]} to succeed, found: {reason}")
-    return seconds, done.stdout, done.stderr
+    return seconds, done.stdout
 
 
-def spawn_work(*arguments: Any, cwd: Path | None = None, **environment: str) -> tuple[float, Any, str]:
-    """Call the ``work`` of a part in a process; return its wall time in seconds, its result, and its stderr.
+def spawn_work(*arguments: Any, cwd: Path | None = None, **environment: str) -> tuple[float, Any]:
+    """Call the ``work`` of a part in a process; return its wall time in seconds and its result.
 
     Args:
         arguments: The name of the part, and what ``work`` is given.
@@ -36,8 +35,8 @@ def spawn_work(*arguments: Any, cwd: Path | None = None, **environment: str) -> 
         environment: Variables for the process.
     """
     words = [sys.executable, "-m", "tools.proof.bench", "--work", json.dumps(arguments)]
-    seconds, output, errors = spawn(*words, cwd=cwd, PYTHONPATH=str(ROOT), **environment)
-    return seconds, json.loads(output.splitlines()[-1]), errors
+    seconds, output = spawn(*words, cwd=cwd, PYTHONPATH=str(ROOT), **environment)
+    return seconds, json.loads(output.splitlines()[-1])
 
 
 def peak_megabytes(status: str) -> float:
