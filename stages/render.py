@@ -9,23 +9,24 @@ metadata, and a compression that does not depend on the processor.
 
 import io
 import math
+import os
 from contextlib import chdir
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.core.command import UserError, run  # first: libraries read the user's settings when they are imported
-
-# isort: split
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stages.core.command import UserError, run
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import publish, read_csv, read_npz
 from stages.core.params import MAX_ROWS, load_params
 
-# In this folder matplotlib finds the matplotlibrc that it is published with, before the user's.
+if folder := os.environ.get("MPLCONFIGDIR"):
+    os.environ["MPLCONFIGDIR"] = os.path.abspath(folder)  # it may be relative to this folder
+# In the next folder matplotlib finds the matplotlibrc that it is published with, before the user's.
 with chdir(Path(find_spec("matplotlib").origin).with_name("mpl-data")):  # type: ignore[arg-type, union-attr]
     import matplotlib
     from matplotlib.axes import Axes

@@ -14,12 +14,10 @@ TensorFlow's result gives. At other sizes TensorFlow's float32 is off by up to 0
 
 from pathlib import Path
 
-from stages.core.command import run  # first: libraries read the user's settings when they are imported
-
-# isort: split
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.command import run
 from stages.core.fashion_mnist import read_idx
 from stages.core.files import npz_bytes, publish
 from stages.core.params import load_params

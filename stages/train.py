@@ -8,11 +8,9 @@ Ten epochs at 32x32 take about two seconds on two cores, the start of TensorFlow
 
 from pathlib import Path
 
-from stages.core.command import run  # first: libraries read the user's settings when they are imported
-
-# isort: split
 import numpy as np
 
+from stages.core.command import run
 from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish
 from stages.core.params import load_params
 from stages.model.dataset import FashionMNIST

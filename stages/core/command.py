@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from stages.core.startup import end_interrupted
 from stages.core.way_back import way_back
 
 STAGES = Path(__file__).parents[1]
@@ -41,7 +40,7 @@ def run(stage: Callable[..., None]) -> None:
         usage = " ".join(name.upper() for name in wanted)
         sys.exit(f"{verb}: expected {len(wanted)} paths, got {len(sys.argv) - 1}: python -m stages.{verb} {usage}")
     try:
-        if signal.getsignal(signal.SIGINT) is end_interrupted:
+        if callable(signal.getsignal(signal.SIGINT)):  # startup.py's until here, unless a shell has it ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
         end_with_dvc()
         paths = [Path(argument) for argument in sys.argv[1:]]
@@ -74,7 +73,7 @@ def with_way_back(line: str) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether Python, TensorFlow or JAX ran out of memory, without importing the frameworks."""
+    """Return whether Python, TensorFlow or JAX ran out of memory, without importing the frameworks."""
     tensorflow, jax = type(error).__name__ == "ResourceExhaustedError", str(error).startswith("RESOURCE_EXHAUSTED")
     return isinstance(error, MemoryError) or tensorflow or jax
 

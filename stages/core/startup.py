@@ -1,8 +1,7 @@
 """A stage before its imports: without settings of its libraries, and with an interrupt in one line.
 
 Libraries read their variables when they are imported, and some end the process on a value that they do not know. So
-this comes before them, through ``command.py``, which each stage imports first. Processes that only use these modules,
-such as a notebook or the tests, stay as they are.
+``stages`` imports this before any of them, in the process of a stage alone: a notebook keeps its settings.
 """
 
 import os
@@ -40,7 +39,6 @@ def end_interrupted(signal_number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-if str(getattr(sys.modules["__main__"].__spec__, "name", "")).startswith("stages."):
-    without_library_settings()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
-        signal.signal(signal.SIGINT, end_interrupted)
+without_library_settings()
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
+    signal.signal(signal.SIGINT, end_interrupted)
