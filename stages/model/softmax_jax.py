@@ -84,7 +84,7 @@ exact_gradient.defvjp(lambda logits, k: (logits, None), lambda k, _, d: (snap(d,
 
 def label_probability(y_hat: jax.Array, y: jax.Array) -> jax.Array:
     """Return each example's probability of its label: (n, q), (n,) -> (n,)."""
-    return (jax.nn.one_hot(y, y_hat.shape[1], dtype=y_hat.dtype, axis=0) * y_hat.T).sum(0)  # one column per example
+    return (jax.nn.one_hot(y, y_hat.shape[1], dtype=y_hat.dtype) * y_hat).sum(1)
 
 
 def cross_entropy(y_hat: jax.Array, y: jax.Array, weights: jax.Array | None = None) -> jax.Array:
@@ -105,7 +105,7 @@ def compute_logits(parameters: Parameters, X: jax.Array) -> jax.Array:
     """Map images uint8 (n, height, width) to logits (n, num_outputs), exact."""
     X = X.reshape(len(X), -1)  # (n, height, width) -> (n, num_inputs)
     X = X.astype(jnp.float64) / 256  # a power of two keeps pixels exact
-    return (parameters.W_transposed @ X.T).T + parameters.b
+    return (parameters.W_transposed @ X.T + parameters.b[:, jnp.newaxis]).T
 
 
 def forward(parameters: Parameters, X: jax.Array, batch_size: int) -> jax.Array:
@@ -180,7 +180,7 @@ class SoftmaxRegressionScratch(Classifier):
         mesh = jax.sharding.get_mesh()
         if mesh.empty:
             return jnp.asarray(array)
-        # JAX's own buffer is aligned, so all parts of a CPU share it; of NumPy's each would take a copy.
+        # All parts of a CPU share a buffer of JAX's, which is aligned; each would copy one of NumPy's.
         shared = np.asarray(jax.device_put(array, mesh.local_devices[0]))
         return jax.make_array_from_callback(array.shape, jax.NamedSharding(mesh, jax.P()), shared.__getitem__)
 
