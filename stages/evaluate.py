@@ -10,12 +10,10 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.core.command import UserError, run  # first: libraries read the user's settings when they are imported
-
-# isort: split
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.command import UserError, run
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import csv_bytes, json_bytes, npz_bytes, publish, read_npz
 from stages.core.params import Evaluate, load_params
@@ -70,7 +68,7 @@ def evaluate(
         f"evaluate: {metrics['batch']['correct']} of {metrics['batch']['examples']} in the validation batch are correct"
     )
 
-    wrong = np.arange(len(actual))[batch][~correct[batch]]
+    incorrect = np.arange(len(actual))[batch][~correct[batch]]
     named = ((CLASS_NAMES[a], CLASS_NAMES[p]) for a, p in zip(actual, predicted, strict=True))
     publish(
         {
@@ -78,7 +76,7 @@ def evaluate(
             predictions_csv: csv_bytes(("actual", "predicted"), named),
             class_accuracy_csv: csv_bytes(("class", "examples", "correct", "accuracy"), class_rows(actual, correct)),
             errors_npz: npz_bytes(
-                images=images[wrong], actual=actual[wrong], predicted=predicted[wrong].astype(np.uint8)
+                images=images[incorrect], actual=actual[incorrect], predicted=predicted[incorrect].astype(np.uint8)
             ),
         }
     )

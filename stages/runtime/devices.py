@@ -130,13 +130,13 @@ def start_jax(device: str, devices: int | str) -> str:
         place = cpu_and_why("jax", device, [accelerator.device_kind for accelerator in accelerators], refusal)
         kind = "cpu"
     count = None if devices == "all" else devices
-    shares = [jax.local_devices(process, kind)[:count] for process in range(jax.process_count())]
-    jax.config.update("jax_default_device", shares[jax.process_index()][0])
-    mesh = [each for share in shares for each in share]
+    by_process = [jax.local_devices(process, kind)[:count] for process in range(jax.process_count())]
+    jax.config.update("jax_default_device", by_process[jax.process_index()][0])
+    mesh = [each for chosen in by_process for each in chosen]
     if len(mesh) == 1:
         return place
     jax.set_mesh(jax.sharding.Mesh(mesh, ("examples",)))
-    return f"{place}, {len(mesh)} devices" + (f" of {len(shares)} processes" if len(shares) > 1 else "")
+    return f"{place}, {len(mesh)} devices" + (f" of {len(by_process)} processes" if len(by_process) > 1 else "")
 
 
 FRAMEWORKS = {"tensorflow": start_tensorflow, "jax": start_jax}

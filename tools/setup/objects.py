@@ -34,7 +34,7 @@ def md5(path: Path) -> str:
 
 
 def is_damaged(path: Path, oid: str) -> bool:
-    """Tell whether the file ``path`` is there and its content is not that of the object ``oid``."""
+    """Return whether the file ``path`` is there and its content is not that of the object ``oid``."""
     return path.is_file() and md5(path) != oid.removesuffix(".dir")
 
 
