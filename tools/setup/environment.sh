@@ -9,10 +9,9 @@
 set -eu
 lock=$1 new=.venv/.new
 
-fail() { # words before, then what a program wrote: on one line, from its last package on, without passwords
-  written=$(printf '%s\n' "${2:-}" | sed 's#://[^/@ ]*@#://****@#g' | awk '
-    /^ *(Collecting|Processing|Installing|Using cached|Downloading) / { text = ""; next }
-    /Retrying \(/ { retry = $0; next }  { text = text " " $0 }  END { print retry text }' | tr -s ' ')
+fail() { # words before, then what a program wrote: on one line, without passwords or a traceback below an error
+  written=$(printf '%s\n' "${2:-}" | sed 's#://[^/@ ]*@#://****@#g' |
+    awk '/^Traceback/ && text { exit }  { text = text " " $0 }  END { print text }' | tr -s ' ')
   echo "environment: $1${written:+ }${written# }" >&2
   exit 1
 }

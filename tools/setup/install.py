@@ -28,7 +28,7 @@ UV = {
 }
 """The settings of pip that say where packages come from, and uv's variable for each. Others say what is done."""
 PIP = (sys.executable, "-I", "-m", "pip")
-PIP_INSTALL = (*PIP, "install", "--progress-bar=off", "--require-hashes", "--no-deps", "-r", "/dev/stdin")
+PIP_INSTALL = (*PIP, "install", "-vv", "--progress-bar=off", "--require-hashes", "--no-deps", "-r", "/dev/stdin")
 # uv stops at the first index that has a package; pip, and so this, takes the version from whichever has it.
 UV_SYNC = (
     *(sys.executable, "-I", "-m", "uv", "--no-config", "pip", "sync", "--quiet", "--python", sys.executable),
@@ -44,11 +44,18 @@ def variable(name: str) -> str:
 
 
 def run(command: list[str], environment: dict[str, str], entries: str = "") -> str:
-    """Return what a command wrote to stdout; end with all that it wrote if it fails."""
+    """Return what a command wrote to stdout; end with its error if it fails."""
     done = subprocess.run(command, input=entries, env=environment, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.stdout + done.stderr)
+        sys.exit(error_of(done.stdout + done.stderr))
     return done.stdout
+
+
+def error_of(written: str) -> str:
+    """Return the error in what pip or uv wrote, after the last cause of pip's that it writes only under ``-vv``."""
+    causes = re.findall(r"Could not fetch URL .*", written)
+    found = re.search(r"^ERROR: .*?(?=^Exception information:|\Z)", written, re.MULTILINE | re.DOTALL)
+    return "\n".join([*causes[-1:], found[0] if found else written])
 
 
 def settings() -> dict[str, str]:
