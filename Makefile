@@ -1,6 +1,7 @@
 # make            this list                               make lint     formatting, lint, types, schemas, workflow
 # make repro      the pipeline on the real data           make lock     new versions into the lock files
-# make test       the tests
+# make test       the tests that take seconds; FILE=tests/test_train.py for all of one module
+# make test-all   all tests
 # make compare    REV=main: is the difference to that revision real?
 # make report     report.html: all results on one page; REV=main: and what changed since
 # make verify     the same model in every way this machine can train it; EPOCHS=1 for a quick look
@@ -10,7 +11,7 @@
 # Each makes .venv first if it is missing or unsound. EXTRAS=gpu makes it with the CUDA libraries, EXTRAS=proof with what
 # proves the GPU program on a CPU, once; the choice is kept until .venv is removed. PYTHON=... names the interpreter.
 
-.PHONY: help repro test compare report verify bench kills lint lock environment
+.PHONY: help repro test test-all compare report verify bench kills lint lock environment
 MAKEFLAGS += --no-print-directory
 
 ifneq ($(filter-out gpu proof,$(EXTRAS))$(word 2,$(EXTRAS)),)
@@ -35,6 +36,9 @@ repro: $(ENVIRONMENT) .venv/plots.html
 	@python -m tools.setup.plots $@
 
 test: $(ENVIRONMENT)
+	python -m pytest $(or $(FILE),-m "not slow")
+
+test-all: $(ENVIRONMENT)
 	python -m pytest
 
 compare: $(ENVIRONMENT)

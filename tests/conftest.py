@@ -8,8 +8,11 @@ Fixtures for all tests:
     pipeline      a repository with the files of the working tree but 600 + 300 synthetic images and parameters of
                   its own, in which ``dvc repro`` has run once and is committed; every test gets its own
     reproduced    the one that it is a copy of: to be copied and cloned, never changed
+    fresh         a clone of the repository under test, without its results, in which ``make repro`` has run on the real
+                  data; what that printed is in ``fresh.log`` beside it
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +21,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,6 +49,12 @@ PARAMETERS = {
     "render.columns": 8,
 }
 """Those of the small pipeline, so that a user's params.yaml cannot fail a test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the modules that have slow tests, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,13 @@ class Repository:
         path.write_text(text)
 
 
+def link_environment(root: Path) -> None:
+    """Give a clone the environment of these tests."""
+    (root / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (root / ".venv" / path.name).symlink_to(path)
+
+
 def small_data_set() -> dict[str, NDArray[np.uint8]]:
     """Make the four arrays: a bright block, whose place is the class, in noise that hides about one in ten.
 
@@ -140,8 +157,25 @@ def small_data_set() -> dict[str, NDArray[np.uint8]]:
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    home = tmp_path_factory.mktemp("home")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@contextmanager
+def first(lock: Path) -> Iterator[bool]:
+    """Whether no other worker was here before; the others wait until the first is done."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield not os.fstat(file.fileno()).st_size
+        file.write("done")
+
+
+@pytest.fixture(scope="session")
+def environment(shared: Path) -> dict[str, str]:
+    home = shared / "home"
+    home.mkdir(exist_ok=True)
     # The repository under test may belong to another user.
     (home / ".gitconfig").write_text("[user]\nname = Tester\nemail = tester@example.org\n[safe]\ndirectory = *\n")
     return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)} | {
@@ -164,9 +198,18 @@ def source(environment: dict[str, str]) -> Repository:
 
 
 @pytest.fixture(scope="session")
-def reproduced(source: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    published = tmp_path_factory.mktemp("published")
-    small = Repository(tmp_path_factory.mktemp("pipeline"), {**source.environment, "FASHION_MNIST_DIR": str(published)})
+def reproduced(source: Repository, shared: Path) -> Repository:
+    published = shared / "published"
+    small = Repository(shared / "pipeline", {**source.environment, "FASHION_MNIST_DIR": str(published)})
+    with first(shared / "pipeline.lock") as is_first:
+        if is_first:
+            published.mkdir()
+            reproduce(source, small)
+    return small
+
+
+def reproduce(source: Repository, small: Repository) -> None:
+    published = Path(small.environment["FASHION_MNIST_DIR"])
     for name in source.git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
         if (ROOT / name).is_file() and not name.startswith(("dvc.lock", "metrics/", "plots/")):
             (small.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +227,19 @@ def reproduced(source: Repository, tmp_path_factory: pytest.TempPathFactory) -> 
     small.git("init", "--quiet")
     small.repro()
     small.commit("Reproduce the pipeline on a small data set")
-    return small
+
+
+@pytest.fixture(scope="session")
+def fresh(source: Repository, shared: Path) -> Repository:
+    clone, log = Repository(shared / "fresh", source.environment), shared / "fresh.log"
+    with first(shared / "fresh.lock") as is_first:
+        if is_first:
+            source.clone(clone.root)
+            link_environment(clone.root)
+            for name in ("metrics", "plots"):
+                shutil.rmtree(clone.root / name)
+            log.write_text(clone.run("make", "repro", "ENVIRONMENT="))
+    return clone
 
 
 @pytest.fixture

@@ -451,12 +451,15 @@ def test_redirections_are_followed_to_the_file(registry, workplace, capsys):
     assert tree(workplace / "raw") == CONTENTS
 
 
-@pytest.mark.parametrize(("answer", "said"), [(stall, r"no data for 1 s after \d+ bytes"), (endless, r"\d+ bytes")])
+@pytest.mark.parametrize(
+    ("answer", "patience", "said"),
+    [(stall, 1.0, r"no data for 1 s after \d+ bytes"), (endless, 30.0, r"expected \d+ bytes, found \d+ and no end")],
+)
 def test_a_download_without_end_is_given_up_and_the_next_source_asked(
-    server, workplace, refusal, monkeypatch, answer, said
+    server, workplace, refusal, monkeypatch, answer, patience, said
 ):
     monkeypatch.setattr(download, "download_registered", download_locally_registered)
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(download, "STALL_SECONDS", patience)
     monkeypatch.setitem(SOURCES, REGISTRY, tensorflow_datasets)
     monkeypatch.setitem(SOURCES, DEBIAN, lambda scratch: write(scratch / "unpacked", CONTENTS))
     server.files[SECOND] = answer

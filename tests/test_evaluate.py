@@ -86,8 +86,9 @@ def test_class_accuracy_is_in_label_order_and_adds_up(folder: Path) -> None:
 
 def test_errors_are_the_batch_s_misclassified_examples_in_order(folder: Path) -> None:
     set_batch(size=32, index=1)
-    run()
+    metrics = json.loads(run()["metrics/evaluate.json"])
 
+    assert metrics["batch"]["examples"] == 32
     wrong = 32 + np.flatnonzero(PREDICTED[32:64] != LABELS[32:64])
     with np.load("data/errors.npz", allow_pickle=False) as errors:
         assert np.array_equal(errors["images"], IMAGES[wrong])
@@ -106,9 +107,9 @@ def test_a_batch_without_errors_gives_empty_arrays(folder: Path) -> None:
 
 
 def test_a_batch_beyond_the_data_is_refused(folder: Path) -> None:
-    set_batch(size=32, index=3)
+    set_batch(size=30, index=3)
 
-    with pytest.raises(UserError, match=r"^evaluate\.batch_index: expected one of the 3 batches of 32 .*, got 3"):
+    with pytest.raises(UserError, match=r"^evaluate\.batch_index: expected one of the 3 batches of 30 .*, got 3"):
         run()
     assert not Path("metrics").exists()
 

@@ -122,6 +122,7 @@ def way_back(lines: list[str], verb: str, error: str) -> list[str]:
     return named[2].split(" && ")
 
 
+@pytest.mark.slow  # a disk and two runs of dvc
 @pytest.mark.parametrize("folder", [".", "data"])
 def test_a_disk_full_at_the_end_of_a_stage_is_one_line_with_a_way_back_that_works(
     mounted: Callable[..., Place], folder: str
@@ -144,6 +145,7 @@ def test_a_disk_full_at_the_end_of_a_stage_is_one_line_with_a_way_back_that_work
     assert place.changed() == {"params.yaml"}
 
 
+@pytest.mark.slow  # a disk and runs of dvc
 def test_a_disk_full_while_dvc_copies_to_its_cache_costs_no_result(mounted: Callable[..., Place], copy: Place) -> None:
     place = mounted()
     before = place.files("data", "metrics", "plots")
@@ -175,6 +177,7 @@ with open("fill.tmp", "wb") as file:
 """
 
 
+@pytest.mark.slow  # a disk and runs of dvc
 def test_a_disk_full_while_dvc_does_its_bookkeeping_costs_no_result(mounted: Callable[..., Place]) -> None:
     place = mounted()
     place.append("stages/render.py", FILL)  # after it has published: it has no output in the cache
@@ -196,6 +199,7 @@ def rightless(copy: Place) -> Place:
     return replace(copy, enter=another_user(next(user.pw_uid for user in pwd.getpwall() if user.pw_uid)))
 
 
+@pytest.mark.slow  # runs of dvc
 @pytest.mark.parametrize(
     ("folder", "parameter", "file"),
     [
@@ -218,6 +222,7 @@ def test_an_output_that_may_not_be_replaced_is_one_line_of_dvc_and_nothing_is_lo
     assert rightless.changed() == set()
 
 
+@pytest.mark.slow  # runs of dvc
 @pytest.mark.parametrize(
     ("missing", "parameter", "verb"),
     [
@@ -243,6 +248,7 @@ def test_a_folder_that_takes_no_output_is_one_line_with_the_way_back(
     assert rightless.changed() == {"params.yaml"}
 
 
+@pytest.mark.slow  # runs of dvc
 def test_a_read_only_tree_is_one_line_of_dvc_and_stays_as_it_is(rightless: Place) -> None:
     rightless.set_parameter("train.lr", 0.2)
     before = rightless.files()
@@ -272,6 +278,7 @@ def homeless(copy: Place) -> Place:
     )
 
 
+@pytest.mark.slow  # every stage runs again
 @pytest.mark.parametrize(
     ("home", "stages"),
     [({}, []), ({"HOME": "/proc/none"}, ["--single-item", "render"])],
@@ -352,6 +359,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Callable[[], str]]]:
         yield start
 
 
+@pytest.mark.slow  # runs of dvc
 def test_a_second_dvc_in_a_clone_is_refused_with_the_process_of_the_first_which_ends_right(
     copy: Place, start: Callable[..., Any]
 ) -> None:
@@ -369,6 +377,7 @@ def test_a_second_dvc_in_a_clone_is_refused_with_the_process_of_the_first_which_
     assert copy.repro().ran == []
 
 
+@pytest.mark.slow  # two runs of dvc
 def test_two_clones_with_one_cache_run_at_once_and_end_with_the_same_lock(
     copy: Place, start: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -382,7 +391,8 @@ def test_two_clones_with_one_cache_run_at_once_and_end_with_the_same_lock(
     data = copy.files("data/raw", "data/resized")
     for clone in clones:
         assert clone.changed() == set()
-        assert clone.files("data") == data
-        shutil.rmtree(clone.root / "data")
+        assert clone.files("data/raw", "data/resized") == data
+        for folder in ("raw", "resized"):
+            shutil.rmtree(clone.root / "data" / folder)
         clone.dvc("checkout", "resize", "--with-deps")
-        assert clone.files("data") == data
+        assert clone.files("data/raw", "data/resized") == data

@@ -10,8 +10,9 @@ import asyncssh
 import pytest
 from conftest import Repository
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
-(COMMANDS,) = re.findall(r"^## Sharing results\n\n```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+pytestmark = pytest.mark.slow  # an SSH server and two clones
+PAGE = (Path(__file__).resolve().parent.parent / "docs/sharing.md").read_text()
+(COMMANDS,) = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 ADD, PUSH, PULL = (line.split()[1:] for line in COMMANDS.splitlines())
 
 
@@ -52,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
 def pushed(
     reproduced: Repository, server: tuple[int, Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Repository:
-    """A clone with the remote that the README describes; two runs were made in it and pushed with their run cache."""
+    """A clone with the remote that the page describes; two runs were made in it and pushed with their run cache."""
     port, key, _ = server
     first = reproduced.copy(tmp_path_factory.mktemp("remote") / "first")
     *add, address = ADD

@@ -1,14 +1,15 @@
 """The CI workflow: what it may do, and that each of its commands does what it should, without the service."""
 
+import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import link_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOW = ROOT / ".github/workflows/pipeline.yml"
@@ -17,13 +18,6 @@ DOCUMENT = yaml.load(WORKFLOW.read_text(), Loader=yaml.BaseLoader)  # noqa: S506
 STEPS = {step["name"]: step for step in JOB["steps"]}
 COMMANDS = [name for name, step in STEPS.items() if "run" in step]
 PROOF = "Prove without a GPU what an NVIDIA GPU would compute"
-
-
-def link_environment(root: Path) -> None:
-    """Give a clone the environment of these tests."""
-    (root / ".venv").mkdir()
-    for path in Path(sys.prefix).iterdir():
-        (root / ".venv" / path.name).symlink_to(path)
 
 
 class Runner:
@@ -84,6 +78,7 @@ def test_every_command_is_tested_below() -> None:
     ]
 
 
+@pytest.mark.slow  # every stage runs
 def test_the_rerun_proves_a_commit_and_reports_what_it_changed(runner: Runner) -> None:
     for name in COMMANDS[2:5]:
         done = runner.step(name)
@@ -106,9 +101,10 @@ def test_the_rerun_proves_a_commit_and_reports_what_it_changed(runner: Runner) -
     assert runner.clone.changed() == set()
 
 
+@pytest.mark.slow  # every stage runs
 def test_results_that_are_not_those_of_the_code_fail_the_job_and_are_named(runner: Runner) -> None:
     module = runner.clone.root / "stages/evaluate.py"
-    line = "images=images[wrong]"
+    line = "images=images[incorrect]"
     assert line in module.read_text()
     module.write_text(module.read_text().replace(line, f"{line} // 2"))
     runner.clone.git("commit", "--quiet", "--all", "--message", "Forget the results")
@@ -123,6 +119,7 @@ def test_results_that_are_not_those_of_the_code_fail_the_job_and_are_named(runne
     assert re.findall(r"^\| modified +\| (\S+)", summary, re.MULTILINE) == ["data/errors.npz"]
 
 
+@pytest.mark.slow  # a report
 def test_a_base_that_is_not_there_is_replaced_by_the_parent(runner: Runner) -> None:
     done = runner.step("Compare with the base", BASE="0" * 40)
 
@@ -130,15 +127,10 @@ def test_a_base_that_is_not_there_is_replaced_by_the_parent(runner: Runner) -> N
     assert f"## Metrics against {runner.clone.git('rev-parse', '--short', 'HEAD~1')}" in runner.summary.read_text()
 
 
-def test_lint_passes_in_a_clone_and_all_tests_are_found(runner: Runner) -> None:
-    # Collecting is enough here: these are the tests that would run. What mypy knows of others' packages saves time.
-    mypy = str(runner.script.parent / "mypy")
-    if (ROOT / ".mypy_cache").exists():
-        shutil.copytree(ROOT / ".mypy_cache", mypy)
-    for name in ("Lint", "Test"):
-        done = runner.step(name, PYTEST_ADDOPTS="--collect-only --quiet --numprocesses=0", MYPY_CACHE_DIR=mypy)
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "tests/test_workflow.py::test_lint_passes_in_a_clone_and_all_tests_are_found" in done.stdout
+def test_lint_and_test_are_those_of_ci_run() -> None:
+    assert [STEPS[name]["run"] for name in ("Lint", "Test")] == ["make lint", "make test-all"]
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make lint test-all"
+    assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
 def test_once_a_week_one_runner_installs_what_the_proof_needs_and_runs_it() -> None:
@@ -151,6 +143,7 @@ def test_once_a_week_one_runner_installs_what_the_proof_needs_and_runs_it() -> N
     assert [path for path in modules if "EXTRAS=proof" in (ROOT / path).read_text()] == modules != []
 
 
+@pytest.mark.slow  # runs of pre-commit
 def test_the_hooks_lint_a_commit_and_keep_stale_results_from_being_pushed(committed: Any) -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     lint, results = (hook for repository in config["repos"] for hook in repository["hooks"])

@@ -435,7 +435,7 @@ def documents(draw):
 
 
 @given(documents())
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 def test_any_document_is_accepted_with_its_values_or_refused_by_the_name_of_an_error(path, load, refusal, drawn):
     content, nested, wrong = drawn
     if wrong:

@@ -12,6 +12,7 @@ LOCK = "schema: '2.0'\nstages:\n  train:\n    cmd: python\n"
 WITH_PARAMETERS = GO_BACK.replace("dvc.lock", "dvc.lock params.yaml")
 
 
+@pytest.mark.slow  # five runs of dvc
 def test_it_returns_to_the_last_commit_from_staged_results_and_from_a_merge(pipeline: Any) -> None:
     def go_back(commands: str) -> None:
         for command in commands.split(" && "):
@@ -22,18 +23,18 @@ def test_it_returns_to_the_last_commit_from_staged_results_and_from_a_merge(pipe
 
     before = state()
     pipeline.set_parameter("evaluate.batch_index", 1)
-    pipeline.repro()
+    pipeline.repro("--single-item", "evaluate")
     pipeline.git("add", "--all")
     other = state()
     assert other != before
     go_back(GO_BACK)
     assert (state(), pipeline.changed()) == (before, {"params.yaml"})
 
-    pipeline.repro()
+    pipeline.repro("--single-item", "evaluate")
     pipeline.commit("Ours")
     pipeline.git("switch", "--quiet", "--create", "theirs", "HEAD~1")
     pipeline.set_parameter("evaluate.batch_size", 128)
-    pipeline.repro()
+    pipeline.repro("--single-item", "evaluate")
     pipeline.commit("Theirs")
     pipeline.git("switch", "--quiet", "-")
     with pytest.raises(AssertionError, match=r"Merge conflict in dvc\.lock"):

@@ -1,9 +1,12 @@
-"""The last cells of the book's lesson, on this project's classes: train, a fresh validation batch, its errors."""
+"""The lesson: its page prints what it says, and the last cells of the book's run on this project's classes."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Repository
 
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.model.dataset import FashionMNIST
@@ -11,10 +14,42 @@ from stages.model.frameworks import softmax_regression
 from stages.model.scaffold import Trainer
 from stages.runtime import devices
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs/lesson.md").read_text()
+BEFORE_DATA = PAGE.partition("\n## Train\n")[0]
+OTHER = {"tensorflow": "# JAX\n", "jax": "# TensorFlow\n"}
 RNG = np.random.default_rng(6)
 LABELS = RNG.integers(0, 10, 600, dtype=np.uint8)
 IMAGES = RNG.integers(0, 150, (600, 32, 32), dtype=np.uint8)
 IMAGES[:, ::8, ::8] += 10 * LABELS[:, np.newaxis, np.newaxis]
+
+
+def check_outputs(page: str, framework: str, printed: pytest.CaptureFixture[str]) -> int:
+    """Run the blocks of a page but those of the other framework; return how many outputs were those of the page."""
+    names: dict[str, Any] = {}
+    outputs = 0
+    for kind, block in re.findall(r"^```(python|text)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        if kind == "text":
+            assert printed.readouterr().out == block
+            outputs += 1
+        elif not block.startswith(OTHER[framework]):
+            exec(block, names)  # noqa: S102 - the page's own lines
+    return outputs
+
+
+@pytest.mark.parametrize("framework", ["tensorflow", "jax"])
+def test_the_page_prints_what_it_says_as_far_as_it_needs_no_data(
+    framework: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_outputs(BEFORE_DATA, framework, capsys) == BEFORE_DATA.count("```text")
+
+
+@pytest.mark.slow  # the real data
+@pytest.mark.parametrize("framework", ["tensorflow", "jax"])
+def test_the_whole_page_prints_what_it_says(
+    fresh: Repository, framework: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fresh.root)
+    assert check_outputs(PAGE, framework, capsys) == PAGE.count("```text")
 
 
 @pytest.mark.parametrize("framework", ["tensorflow", "jax"])

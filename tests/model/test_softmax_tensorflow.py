@@ -135,7 +135,7 @@ def test_cross_entropy_agrees_with_the_framework_s_own(lesson: Any) -> None:
     assert abs(float(lesson.cross_entropy(lesson.softmax(logits), y)) - float(own)) <= bound
 
 
-@pytest.mark.parametrize("m", [1, 3, 96, 256])
+@pytest.mark.parametrize("m", [1, 96, 256])
 def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: int) -> None:
     logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((m, 10)), 26)
     y = np.random.default_rng(m).integers(0, 10, m)
@@ -146,7 +146,7 @@ def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: in
     assert logits_gradient(lesson, logits, y, k).tobytes() == (expected + 0.0).tobytes()
 
 
-@pytest.mark.parametrize("m", [1, 3, 96, 255])
+@pytest.mark.parametrize("m", [1, 96, 255])
 def test_padding_leaves_the_gradient_of_its_examples_as_it_is(lesson: Any, m: int) -> None:
     logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((256, 10)), 26)
     y, weights = np.random.default_rng(m).integers(0, 10, 256), (np.arange(256) < m) / m
@@ -179,8 +179,10 @@ def test_training_has_the_oracle_s_bits_for_every_seed(lesson: Any, seed: int) -
     assert_same_bits(fit(lesson, **hyper), oracle.train(IMAGES, LABELS, **hyper))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 256, 300, 60_000])
-@pytest.mark.parametrize(("lr", "sigma"), [(0.1, 0.01), (1.7, 0.0)])
+@pytest.mark.parametrize(
+    ("batch_size", "lr", "sigma"),
+    [(1, 0.1, 0.01), (7, 1.7, 0.0), (256, 0.1, 0.01), (300, 1.7, 0.0), (60_000, 0.1, 0.01)],
+)
 def test_training_has_the_oracle_s_bits_for_every_batch_size(
     lesson: Any, batch_size: int, lr: float, sigma: float
 ) -> None:
@@ -190,7 +192,8 @@ def test_training_has_the_oracle_s_bits_for_every_batch_size(
 
 
 # Not shrunk: each draw is a program to compile.
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@pytest.mark.slow
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     seed=st.integers(0, 2**32 - 1),
     batch_size=st.integers(1, 400),

@@ -32,6 +32,7 @@ def clone(reproduced: Repository, tmp_path_factory: pytest.TempPathFactory) -> k
     return kills.Clone(project.root, tmp_path_factory.mktemp("kills") / "clone", reproduced.environment)
 
 
+@pytest.mark.slow  # many runs of dvc
 @pytest.mark.parametrize(("where", "target", "number"), KILLS)
 def test_after_a_kill_make_repro_gives_what_was_committed(
     clone: kills.Clone, where: str, target: str, number: signal.Signals
@@ -42,6 +43,7 @@ def test_after_a_kill_make_repro_gives_what_was_committed(
     assert outcome.errors == []
 
 
+@pytest.mark.slow  # the pipeline in a clone
 def test_the_series_sees_a_partial_file_and_a_wrong_result(clone: kills.Clone) -> None:
     model = clone.root / "data/model.npz"
     whole = model.read_bytes()
@@ -89,6 +91,7 @@ def test_the_table_counts_survivors_by_stage_and_signal() -> None:
     ]
 
 
+@pytest.mark.slow  # the pipeline in a clone
 def test_results_that_are_not_the_committed_ones_are_refused(reproduced: Repository, tmp_path: Path) -> None:
     other = reproduced.copy(tmp_path / "other")
     other.set_parameter("render.columns", 4)

@@ -32,18 +32,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # a process of a framework for each
 @pytest.mark.parametrize(
     "row",
     [
         Row("numpy", instruction_set="SSE4.2"),
         Row("tensorflow-graph", threads="1"),
-        Row("tensorflow-xla"),
-        Row("tensorflow-xla", threads="1"),
         Row("tensorflow-xla", instruction_set="SSE4.2"),
-        Row("jax"),
-        Row("jax", threads="1"),
         Row("jax", instruction_set="SSE4.2"),
-        Row("jax", devices="3"),
         Row("jax", processes="2"),
     ],
     ids=" ".join,
@@ -54,8 +50,7 @@ def test_a_row_gives_the_oracle_s_bits_whatever_its_threads_and_instructions(fol
     expected = oracle.train(IMAGES, LABELS, seed=0, epochs=2, batch_size=256, lr=0.1, sigma=0.01)
     assert result["sha256"] == training.digest(expected.W, expected.b)
     assert result["failed"] == []
-    shared = {"3": ", 3 devices"}.get(row.devices) or {"2": ", 2 devices of 2 processes"}.get(row.processes, "")
-    assert result["place"] == f"CPU{shared}"
+    assert result["place"] == "CPU" + ", 2 devices of 2 processes" * (row.processes == "2")
 
 
 def test_each_implementation_has_rows_for_threads_instruction_sets_and_numbers_of_devices(

@@ -291,6 +291,7 @@ def test_a_cpu_that_jax_is_given_is_the_cause_that_is_named(jax_devices: Any, mo
     assert "which jax refuses (JAX_PLATFORMS=cpu in the environment leaves it out)" in devices.start_jax("auto", 1)
 
 
+@pytest.mark.slow  # imports both frameworks
 @pytest.mark.parametrize(
     ("framework", "variables", "last_words"),
     [
@@ -386,6 +387,7 @@ def test_what_is_already_imported_is_not_hidden() -> None:
         assert importlib.import_module("json") is sys.modules["json"]
 
 
+@pytest.mark.slow  # imports TensorFlow, JAX and Keras
 def test_tensorflow_starts_without_keras_and_jax_which_can_still_be_imported(environment: dict[str, str]) -> None:
     script = """if True:
         import sys

@@ -131,25 +131,21 @@ def ends(running: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
 
 
-@pytest.fixture
-def alone(hosts: Any, started: list[subprocess.Popen[str]]) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def alone(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process writes."""
-    (host,) = hosts(1)
-    started.append(host.start())
-    ((code, _, stderr),) = ends(started)
+    host = Host(tmp_path_factory.mktemp("alone"), environment)
+    ((code, _, stderr),) = ends([host.start()])
     assert (code, stderr) == (0, "")
-    started.clear()
     return host.outputs()
 
 
 @pytest.mark.parametrize(
     ("variables", "count", "devices"),
     [
-        (jax_variables, 2, 1),
-        (jax_variables, 3, 1),
         (jax_variables, 2, 3),
-        (slurm_variables, 2, 1),
-        (open_mpi_variables, 2, 1),
+        pytest.param(slurm_variables, 3, 1, marks=pytest.mark.slow),  # processes of JAX
+        pytest.param(open_mpi_variables, 2, 1, marks=pytest.mark.slow),
     ],
 )
 def test_processes_train_the_model_of_one_and_the_first_publishes(
@@ -190,9 +186,8 @@ def start_in(pipeline: Any, command: list[str], variables: dict[str, object]) ->
     return subprocess.Popen(command, cwd=pipeline.root, env=environment, **pipes)
 
 
+@pytest.mark.slow  # dvc and a process beside it
 def test_dvc_repro_can_be_the_first_process(pipeline: Any, started: list[Any]) -> None:
-    pipeline.set_parameter("train.seed", 1)
-    pipeline.repro()
     alone = pipeline.outputs()
     dvc = ["dvc", "repro", "--force", "--single-item", "train"]
     for command, variables in zip((dvc, TRAIN), jax_variables(2), strict=True):
@@ -205,18 +200,20 @@ def test_dvc_repro_can_be_the_first_process(pipeline: Any, started: list[Any]) -
     assert pipeline.repro().ran == []
 
 
+@pytest.mark.slow  # dvc and two processes
 def test_dvc_commit_records_what_a_launcher_s_processes_trained(pipeline: Any, started: list[Any]) -> None:
     pipeline.set_parameter("train.seed", 2)
     started += [start_in(pipeline, TRAIN, variables) for variables in slurm_variables(2)]
     assert [(code, stderr) for code, _, stderr in ends(started)] == [(0, "")] * 2
     pipeline.dvc("commit", "--force", "train")
 
-    assert pipeline.repro().ran == ["evaluate", "render"]
+    assert pipeline.repro("--dry").ran == ["evaluate", "render"]
     recorded = pipeline.outputs()
-    assert pipeline.repro("--force").ran == ["download", "resize", "train", "evaluate", "render"]
+    assert pipeline.repro("--force", "--single-item", "train").ran == ["train"]
     assert pipeline.outputs() == recorded
 
 
+@pytest.mark.slow  # three processes
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_process_ends_all_with_one_line_and_nothing_published(
     hosts: Any, started: list[Any], victim: int
@@ -226,6 +223,7 @@ def test_a_killed_process_ends_all_with_one_line_and_nothing_published(
         assert re.fullmatch(LOST, stderr)
 
 
+@pytest.mark.slow  # waits for a heartbeat
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(
     hosts: Any, started: list[Any], victim: int
@@ -235,6 +233,7 @@ def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(
         assert re.fullmatch(LOST, stderr)
 
 
+@pytest.mark.slow  # waits for a heartbeat
 def test_an_error_of_one_process_is_its_only_line(hosts: Any, started: list[Any]) -> None:
     folders = hosts(1) + hosts(1, device="gpu")
     started += [
@@ -249,6 +248,7 @@ def test_an_error_of_one_process_is_its_only_line(hosts: Any, started: list[Any]
     assert re.fullmatch(r"train: runtime\.device: expected a GPU that can do float64, found .*\n", second[2])
 
 
+@pytest.mark.slow  # waits for an arrival
 def test_a_process_that_does_not_come_ends_the_others_with_one_line(hosts: Any, started: list[Any]) -> None:
     folders = hosts(2)
     started += [host.start(arrival=5, **each) for host, each in zip(folders, jax_variables(3), strict=False)]
@@ -273,7 +273,7 @@ def test_a_port_that_is_taken_is_one_line(hosts: Any, started: list[Any]) -> Non
     assert stderr == f"train: JAX_COORDINATOR_ADDRESS: expected a free port on this host, found {port} taken\n"
 
 
-@pytest.mark.parametrize("change", ["parameters", "data"])
+@pytest.mark.parametrize("change", ["parameters", pytest.param("data", marks=pytest.mark.slow)])  # two processes
 def test_processes_with_other_parameters_or_data_refuse_to_train(hosts: Any, started: list[Any], change: str) -> None:
     folders = hosts(1) + hosts(1, lr=0.2 if change == "parameters" else 0.1)
     if change == "data":
@@ -289,6 +289,7 @@ def test_processes_with_other_parameters_or_data_refuse_to_train(hosts: Any, sta
     assert folders[0].outputs() == {}
 
 
+@pytest.mark.slow  # two processes
 def test_what_jax_says_of_a_lost_process_is_quoted(hosts: Any, started: list[Any]) -> None:
     # What gloo says between two hosts that Debian's installer has called 127.0.1.1 in /etc/hosts.
     error = "UNKNOWN: Gloo context initialization failed: timed out\nconnecting, remote=[127.0.1.1]:8100"
@@ -311,6 +312,7 @@ def test_a_host_without_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+@pytest.mark.slow  # two processes
 def test_divergence_is_one_line_in_every_process(hosts: Any, started: list[Any]) -> None:
     folders = hosts(2, lr=1000)
     started += [host.start(**each) for host, each in zip(folders, jax_variables(2), strict=True)]

@@ -105,12 +105,22 @@ def tiny(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment in a difficult place, under every setting that could lead pip astray, on another disk."""
+    """An environment in a difficult place, under every setting that could lead pip astray, on another disk.
+
+    Two makes at once make it.
+    """
     folder = shutil.copytree(source, tmp_path_factory.mktemp("made") / PLACE)
     (folder / "disk").mkdir()
     (folder / ".venv").symlink_to("disk")
-    done = make(folder, variables(source, **SWITCHES))
-    assert done.returncode == 0, done.stderr
+    environment, pipes = variables(source, **SWITCHES), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [
+        subprocess.Popen(["make", "environment"], cwd=folder, env=environment, text=True, **pipes) for _ in range(2)
+    ]
+    texts = [process.communicate() for process in both]
+    assert [(process.returncode, errors) for process, (_, errors) in zip(both, texts, strict=True)] == [(0, "")] * 2
+    outputs = [output.splitlines() for output, _ in texts]
+    assert sum("environment: ready" in lines for lines in outputs) == 1
+    assert ["environment: waiting for another make that makes .venv"] in outputs
     return folder
 
 
@@ -123,6 +133,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # an environment
 def test_it_works_where_it_is_and_is_made_once(made: Path, source: Path) -> None:
     assert tiny(made) == "tiny\n"
     assert (made / ".venv").is_symlink()
@@ -133,6 +144,7 @@ def test_it_works_where_it_is_and_is_made_once(made: Path, source: Path) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow  # copies of an environment
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -158,6 +170,7 @@ def test_it_is_trusted_only_as_it_was_made(
         )
 
 
+@pytest.mark.slow  # an environment
 def test_a_failed_rebuild_keeps_the_former_and_the_choice_and_says_the_installers_own_error(
     copy: Path, source: Path
 ) -> None:
@@ -174,21 +187,7 @@ def test_a_failed_rebuild_keeps_the_former_and_the_choice_and_says_the_installer
     assert message(done).startswith("expected Python")
 
 
-def test_two_makes_at_once_make_one_environment(tmp_path: Path, source: Path) -> None:
-    folder = shutil.copytree(source, tmp_path / "folder")
-    command = ["make", "environment"]
-    both = [
-        subprocess.Popen(command, cwd=folder, env=variables(source), stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [process.communicate()[0].splitlines() for process in both]
-
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert sum("environment: ready" in lines for lines in outputs) == 1
-    assert ["environment: waiting for another make that makes .venv"] in outputs
-    assert tiny(folder) == "tiny\n"
-
-
+@pytest.mark.slow  # an environment
 def test_an_interrupt_leaves_the_former(copy: Path, source: Path) -> None:
     (copy / "requirements.lock").write_text("setuptools==2\n")
     python = copy / "python"
@@ -210,6 +209,29 @@ def test_an_interrupt_leaves_the_former(copy: Path, source: Path) -> None:
     assert process.wait() != 0
     assert not (copy / ".venv/.new").exists()
     assert tiny(copy) == "tiny\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "error"),
+    [
+        (
+            "Looking in indexes: i\nCould not fetch URL u: 401 Client Error - skipping\nERROR: No match\n"
+            "Exception information:\nTraceback",
+            "Could not fetch URL u: 401 Client Error - skipping\nERROR: No match\n",
+        ),
+        ("Processing p\nERROR: NO HASH\n  Expected a\n", "ERROR: NO HASH\n  Expected a\n"),
+        ("error: uv has one line\n", "error: uv has one line\n"),
+    ],
+)
+def test_the_error_of_an_installer_is_whole_and_has_its_cause(written: str, error: str) -> None:
+    assert install.error_of(written) == error
+
+
+def test_a_package_without_a_hash_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "requirements.lock").write_text("tiny==1\n")
+    with pytest.raises(SystemExit, match="must have a hash"):
+        install.run([*install.UV_SYNC, "--dry-run", str(tmp_path / "requirements.lock")], dict(os.environ))
+    assert "--require-hashes" in install.PIP_INSTALL
 
 
 def without(*modules: str) -> str:

@@ -244,20 +244,20 @@ def test_the_command_repairs_what_dvc_fails_on_refuses_in_one_line_and_is_silent
     assert errors.startswith("repair: dvc.lock: expected a lock file of DVC, found the conflict markers of a merge")
 
 
-@pytest.mark.parametrize("name", ["hashes/local/cache.db", "links/cache.db", "index/data/db.db"])
-def test_a_damaged_database_of_dvc_is_moved_aside(
-    small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
-) -> None:
+@pytest.mark.slow  # checkouts
+def test_damaged_databases_of_dvc_are_moved_aside(small: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     small = type(small)(small.root, dict(os.environ))
     shutil.rmtree("data/raw")
     small.dvc("checkout")
-    (path,) = (tmp_path / "site").rglob(name)
-    path.write_bytes(b"no database" * 1000)
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    assert repaired() == [f"moved a damaged database of DVC's to {path}.damaged"]
-    assert path.with_name(f"{path.name}.damaged").stat().st_size == 11000
+    paths = [*(tmp_path / "site").rglob("*.db")]
+    assert {path.parent.parent.name for path in paths} >= {"hashes", "index"}
+    for path in paths:
+        path.write_bytes(b"no database" * 1000)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    assert sorted(repaired()) == sorted(f"moved a damaged database of DVC's to {path}.damaged" for path in paths)
+    assert [path.with_name(f"{path.name}.damaged").stat().st_size for path in paths] == [11000] * len(paths)
     shutil.rmtree("data/raw")
     small.dvc("checkout")
     assert small.dvc("status") == "Data and pipelines are up to date.\n"
@@ -336,13 +336,13 @@ def assert_whole(small: Any) -> Callable[..., None]:
     return assert_whole
 
 
-@pytest.mark.parametrize("how", [bit_flipped, truncated, emptied])
+@pytest.mark.slow  # three stages run again
 def test_damaged_objects_that_dvc_would_restore_are_moved_aside_and_made_again(
-    small: Any, assert_whole: Callable[..., None], how: Callable[[bytes], bytes]
+    small: Any, assert_whole: Callable[..., None]
 ) -> None:
     paths = ["data/model.npz", "data/raw/t10k-labels-idx1-ubyte", "data/resized"]
     places = [kept(small, path) for path in paths]
-    damaged = [damage(place, how) for place in places]
+    damaged = [damage(place, how) for place, how in zip(places, (bit_flipped, truncated, emptied), strict=True)]
     Path("data/model.npz").unlink()
     shutil.rmtree("data/raw")
     shutil.rmtree("data/resized")
@@ -353,6 +353,7 @@ def test_damaged_objects_that_dvc_would_restore_are_moved_aside_and_made_again(
     assert_whole()
 
 
+@pytest.mark.slow  # a run of dvc and a checkout
 @pytest.mark.parametrize(
     "damaged", [["data/model.npz", "data/resized/train.npz"], ["data/raw/t10k-labels-idx1-ubyte", "data/raw"]]
 )
@@ -366,6 +367,7 @@ def test_damaged_objects_are_made_again_where_the_working_tree_still_has_the_fil
     assert_whole()
 
 
+@pytest.mark.slow  # a run of dvc and checkouts
 def test_a_damaged_list_that_dvc_has_read_is_forgotten(small: Any, assert_whole: Callable[..., None]) -> None:
     before = data()
     damage(kept(small, "data/resized"), bit_flipped)
@@ -380,6 +382,7 @@ def test_a_damaged_list_that_dvc_has_read_is_forgotten(small: Any, assert_whole:
     assert_whole()
 
 
+@pytest.mark.slow  # two runs of dvc
 def test_a_damaged_object_of_earlier_parameters_is_not_restored_when_they_return(
     small: Any, assert_whole: Callable[..., None]
 ) -> None:
@@ -393,11 +396,14 @@ def test_a_damaged_object_of_earlier_parameters_is_not_restored_when_they_return
     assert_whole()
 
 
+@pytest.mark.slow  # every stage runs again
 def test_damage_of_the_same_size_and_time_is_found_in_every_output(
     small: Any, assert_whole: Callable[..., None]
 ) -> None:
     small.dvc("status")  # from here on DVC knows sizes and times
-    results = [path for folder in ("data", "metrics", "plots") for path in Path(folder).rglob("*") if path.is_file()]
+    folders = [Path(folder).rglob("*") for folder in ("data", "metrics", "plots")]
+    ours = "README.md", ".gitignore"
+    results = [path for paths in folders for path in paths if path.is_file() and path.name not in ours]
     before = {path: path.read_bytes() for path in results}
     for path in before:
         damage(path, bit_flipped)
@@ -410,6 +416,7 @@ def test_damage_of_the_same_size_and_time_is_found_in_every_output(
     assert_whole()
 
 
+@pytest.mark.slow  # a run of dvc for each place
 @pytest.mark.parametrize("place", ["setting", ".dvc/cache", ".dvc/cache/files"])
 def test_in_a_cache_that_projects_share_only_our_own_objects_are_touched(
     small: Any, assert_whole: Callable[..., None], tmp_path: Path, place: str
@@ -440,14 +447,16 @@ def test_in_a_cache_that_projects_share_only_our_own_objects_are_touched(
     assert_whole(cache)
 
 
+@pytest.mark.slow  # runs of dvc and checkouts
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
 def test_a_link_to_a_damaged_object_is_removed_and_one_that_may_not_be_moved_is_named(
     small: Any, assert_whole: Callable[..., None], monkeypatch: pytest.MonkeyPatch, link: str
 ) -> None:
     small.dvc("config", "--local", "cache.type", link)
     small.dvc("checkout", "--relink")
-    place, model = kept(small, "data/model.npz"), Path("data/model.npz")
-    assert model.samefile(place)
+    labels = Path("data/raw/t10k-labels-idx1-ubyte")
+    place = kept(small, str(labels))
+    assert labels.samefile(place)
     damage(place, bit_flipped)
 
     def denied(*arguments: Any, **options: Any) -> None:
@@ -457,10 +466,10 @@ def test_a_link_to_a_damaged_object_is_removed_and_one_that_may_not_be_moved_is_
         for method in ("rename", "touch"):
             theirs.setattr(Path, method, denied)
         assert refusal().startswith(
-            f"{place.absolute()}: expected data/model.npz, found damage, and cannot move it aside (Permission denied): "
+            f"{place.absolute()}: expected {labels}, found damage, and cannot move it aside (Permission denied): "
         )
-    assert repaired() == [moved("data/model.npz", place)]
-    assert small.repro().ran == ["train"]
+    assert repaired() == [moved(str(labels), place)]
+    assert small.repro().ran == ["download"]
     assert_whole()
 
 
