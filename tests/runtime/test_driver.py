@@ -76,7 +76,9 @@ def test_libraries_out_of_a_wheel_s_reach_are_loaded(
     for name in ("cublas/lib/libcublas.alt.so.12", "cusolver/lib/libcusolver_static.a", "nvcc/bin/ptxas"):
         (tmp_path / "nvidia" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "nvidia" / name).touch()
+    (tmp_path / "nvidia/__init__.py").touch()  # as the package of an environment with CUDA's has
     calls: list[str] = []
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(ctypes, "CDLL", calls.append)
     driver.load_libraries_out_of_reach(wheel)
