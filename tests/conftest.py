@@ -14,6 +14,7 @@ Fixtures for all tests:
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ import yaml
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
+# Before a test imports Matplotlib, which reads the user's otherwise.
+os.environ["MATPLOTLIBRC"] = str(Path(str(importlib.util.find_spec("matplotlib").origin)).with_name("mpl-data"))
 FOREIGN = ("DVC_", "GIT_", "XDG_", "PYTHONHOME", "PYTHONPATH", "PYTHONSAFEPATH")
 """How the names of variables begin that could change what Git, DVC or Python do."""
 PARAMETERS = {

@@ -10,6 +10,7 @@ comes late, none publishes and all end.
 """
 
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -77,8 +78,6 @@ def initialize(framework: str) -> Iterator[None]:
         return
     if framework != "jax":
         raise UserError(f"{variable}: expected 1 process with {framework}, found {count}: set runtime.framework to jax")
-    import jax
-
     settings: dict[str, Any] = {}
     if variable == "JAX_NUM_PROCESSES":
         settings = {"num_processes": count, "process_id": from_environment("JAX_PROCESS_ID")}
@@ -86,10 +85,13 @@ def initialize(framework: str) -> Iterator[None]:
             raise UserError(f"JAX_PROCESS_ID: expected 0 to {count - 1}, found {settings['process_id']}")
         check_address(os.environ.get("JAX_COORDINATOR_ADDRESS", "nothing"), settings["process_id"] == 0)
     check_own_name()
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # Python's messages are not held back
     try:
         with held_back(LOST.format(count, ARRIVAL, "")):
+            import jax
+
+            logging.getLogger("jax").setLevel(logging.CRITICAL)  # a plugin that finds no CUDA logs its traceback
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
             try:
                 jax.distributed.initialize(
                     initialization_timeout=ARRIVAL,

@@ -29,7 +29,6 @@ LOST = (
 SCRIPT = """
 import os
 import sys
-import jax
 from stages import train
 from stages.core import command
 from stages.runtime import distributed
@@ -38,6 +37,8 @@ distributed.ARRIVAL, distributed.HEARTBEAT = int(sys.argv[1]), int(sys.argv[2])
 sys.argv = ["stages/train.py", *sys.argv[3:]]
 if "FAILS_WITH" in os.environ:
     def fail(*_):
+        import jax
+
         raise jax.errors.JaxRuntimeError(os.environ["FAILS_WITH"])
 
     train.check_same_start = fail

@@ -1,8 +1,9 @@
 """Two models on the same examples: whether their difference is more than noise.
 
-The examples that only one of two equally good models classifies correctly fall to either like tosses of a coin: the
-exact form of the test of Q. McNemar (Psychometrika 12, 1947, pages 153-157). Of ten classes some differ by chance:
-their p-values are adjusted as by S. Holm (Scandinavian Journal of Statistics 6, 1979, pages 65-70).
+Of the examples that only one of the two classifies correctly, the number that each classifies is binomial with p = 1/2
+under the null hypothesis: the exact form of the test of Q. McNemar (Psychometrika 12, 1947, pages 153-157). Of ten
+classes some differ by chance: their p-values are adjusted as by S. Holm (Scandinavian Journal of Statistics 6, 1979,
+pages 65-70).
 """
 
 from collections.abc import Sequence
@@ -114,7 +115,7 @@ def class_changes(actual: NDArray[np.int64], old: NDArray[np.int64], new: NDArra
 
 
 def mcnemar(only_old: int, only_new: int) -> float:
-    """Return the exact p-value: the probability that as many tosses of a coin fall at least as unequally."""
+    """Return the exact two-sided p-value of a binomial test of ``only_old`` among both, with p = 1/2."""
     if only_old == only_new:
         return 1.0
     from scipy.stats import binomtest  # here, as it takes longer than all the rest
