@@ -2,9 +2,9 @@
 
     python -m tools.proof.kills --kills 100 --seed 0
 
-All of it happens in a clone of the last commit, in a temporary folder. For each kill a ``dvc repro`` is started that
-has work to do: one that runs a stage again, or one that only restores results and rewrites ``dvc.lock``. It is hit at a
-moment drawn evenly from the time that it takes. Then must hold:
+The series works in a clone of the last commit, in a temporary folder. Each kill starts a ``dvc repro`` that has work to
+do: it runs a stage again, or only restores results and rewrites ``dvc.lock``. The signal is sent at a uniformly random
+time. Afterwards:
 
 - nothing that it started is still alive;
 - every file under an output's name is whole: it has the content of a finished run;

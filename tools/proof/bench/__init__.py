@@ -10,6 +10,6 @@
     growth   an epoch against the number of images and of pixels
 
 Each part is a module: ``measure`` returns its figures, ``targets`` compares them with what the project promises, and
-``work`` runs in a process of its own. Whatever is compared is measured in turn: run 1 of each, run 2 of each, and so
-on. Ratios are between figures of the same run where there is one of each.
+``work`` runs in a process of its own. Runs that are compared are interleaved: run 1 of each, run 2 of each, and so on.
+Ratios are between figures of the same run where there is one of each.
 """
