@@ -54,8 +54,8 @@ def installed_package(scratch: Path) -> Path:
 def tensorflow_datasets(scratch: Path) -> Path:
     """Download the four gzip files at the addresses that TensorFlow Datasets has registered; show its progress bar.
 
-    Its download manager retries for minutes and waits for ever, and so does a search for an address where no name
-    server answers: both run in a process that is ended when no more bytes arrive.
+    Its download manager retries for minutes and has no timeout, nor has the search for an address where no name server
+    answers: both run in a process that is ended when no more bytes arrive.
     """
     import tensorflow_datasets as tfds  # does not load TensorFlow
 

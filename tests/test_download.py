@@ -81,7 +81,7 @@ def published(monkeypatch):
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """A working directory with params.yaml, in which every source refuses."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "scratch").mkdir()
@@ -107,7 +107,7 @@ def test_there_are_four_sources_the_nearest_first():
 
 
 @pytest.mark.parametrize("wanted", list(SOURCES))
-def test_sources_are_asked_in_order_until_one_has_the_files(workplace, monkeypatch, capsys, wanted):
+def test_sources_are_asked_in_order_until_one_has_the_files(workdir, monkeypatch, capsys, wanted):
     asked = []
 
     def ask(source, scratch):
@@ -116,16 +116,16 @@ def test_sources_are_asked_in_order_until_one_has_the_files(workplace, monkeypat
 
     for source in SOURCES:
         monkeypatch.setitem(SOURCES, source, lambda scratch, source=source: ask(source, scratch))
-    download.download(workplace / "data" / "raw")
+    download.download(workdir / "data" / "raw")
     assert asked == list(SOURCES)[: len(asked)]
     assert asked[-1] == wanted
-    assert tree(workplace / "data" / "raw") == CONTENTS
+    assert tree(workdir / "data" / "raw") == CONTENTS
     assert capsys.readouterr().out.splitlines() == [
         *(f"download: {said}" for source in asked[:-1] for said in (f"trying {source}", f"{source}: not here")),
         f"download: trying {wanted}",
         f"download: the four files came from {wanted}, with the SHA-256 they should have",
     ]
-    assert not tree(workplace / "scratch")
+    assert not tree(workdir / "scratch")
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_sources_are_asked_in_order_until_one_has_the_files(workplace, monkeypat
     [CONTENTS, GZIPPED, dict([*list(CONTENTS.items())[:2], *list(GZIPPED.items())[2:]])],
     ids=["plain", "gzipped", "mixed"],
 )
-def test_a_directory_of_the_users_may_have_the_files_plain_or_gzipped(workplace, monkeypatch, files):
-    monkeypatch.setenv("FASHION_MNIST_DIR", str(write(workplace / "mirror", files)))
-    download.download(workplace / "raw")
-    assert tree(workplace / "raw") == CONTENTS
+def test_a_directory_of_the_users_may_have_the_files_plain_or_gzipped(workdir, monkeypatch, files):
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(write(workdir / "mirror", files)))
+    download.download(workdir / "raw")
+    assert tree(workdir / "raw") == CONTENTS
 
 
 LABELS = list(CONTENTS)[1]
@@ -158,16 +158,16 @@ DAMAGES = {
 
 @pytest.mark.parametrize(("name", "content", "reason"), DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_refused_with_the_file_and_the_next_source_is_asked(
-    workplace, monkeypatch, capsys, name, content, reason
+    workdir, monkeypatch, capsys, name, content, reason
 ):
-    mirror = write(workplace / "mirror", {**GZIPPED, name: content})
+    mirror = write(workdir / "mirror", {**GZIPPED, name: content})
     monkeypatch.setenv("FASHION_MNIST_DIR", str(mirror))
-    write(workplace / "installed", GZIPPED)
-    download.download(workplace / "raw")
+    write(workdir / "installed", GZIPPED)
+    download.download(workdir / "raw")
     _, refusal, _, success = capsys.readouterr().out.splitlines()
     assert re.match(re.escape(f"download: {NAMED}: {mirror / name}: ") + reason, refusal)
     assert success.startswith(f"download: the four files came from {INSTALLED}, ")
-    assert tree(workplace / "raw") == CONTENTS
+    assert tree(workdir / "raw") == CONTENTS
 
 
 def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
@@ -180,26 +180,26 @@ def test_an_incomplete_or_missing_directory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("before", [None, {"train-images-idx3-ubyte": b"old"}])
-def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_written(workplace, monkeypatch, before):
+def test_if_all_sources_fail_each_is_named_with_its_reason_and_nothing_is_written(workdir, monkeypatch, before):
     monkeypatch.setenv("FASHION_MNIST_DIR", "")
     if before:
-        write(workplace / "raw", before)
+        write(workdir / "raw", before)
     with pytest.raises(UserError) as caught:
-        download.download(workplace / "raw")
+        download.download(workdir / "raw")
     assert str(caught.value) == (
         "expected Fashion-MNIST from one of 4 sources, found it in none ("
-        f"{NAMED}: not set; {INSTALLED}: {workplace / 'installed'} is no directory; {REGISTRY}: not here; "
+        f"{NAMED}: not set; {INSTALLED}: {workdir / 'installed'} is no directory; {REGISTRY}: not here; "
         f"{DEBIAN}: not here): connect to the network, install dataset-fashion-mnist, "
         "or set FASHION_MNIST_DIR to a directory with the four files"
     )
-    assert (tree(workplace / "raw") if before else (workplace / "raw").exists()) == (before or False)
-    assert not tree(workplace / "scratch")
+    assert (tree(workdir / "raw") if before else (workdir / "raw").exists()) == (before or False)
+    assert not tree(workdir / "scratch")
 
 
-def test_an_error_in_params_yaml_is_found_before_any_source_is_asked(workplace, capsys):
-    (workplace / "params.yaml").write_text("")
+def test_an_error_in_params_yaml_is_found_before_any_source_is_asked(workdir, capsys):
+    (workdir / "params.yaml").write_text("")
     with pytest.raises(UserError, match=r"params\.yaml: expected the keys"):
-        download.download(workplace / "raw")
+        download.download(workdir / "raw")
     assert not capsys.readouterr().out
 
 
@@ -341,7 +341,7 @@ def test_a_stalled_download_is_given_up_and_its_process_ended(server, tmp_path, 
 
 
 @pytest.fixture
-def registry(server, workplace, monkeypatch):
+def registry(server, workdir, monkeypatch):
     """The registry's source with that server, in this process, and after it one that has the files."""
 
     class Process:
@@ -369,14 +369,14 @@ def registry(server, workplace, monkeypatch):
 
 
 @pytest.fixture
-def refusal(workplace, capsys):
+def refusal(workdir, capsys):
     """Download; return what was said of the registry, after checking that the next source was asked in its place."""
 
     def refusal():
-        download.download(workplace / "raw")
+        download.download(workdir / "raw")
         *_, refused, _, success = capsys.readouterr().out.splitlines()
         assert success.startswith(f"download: the four files came from {DEBIAN}, ")
-        assert tree(workplace / "raw") == CONTENTS
+        assert tree(workdir / "raw") == CONTENTS
         assert refused.startswith(f"download: {REGISTRY}: ")
         return refused.removeprefix(f"download: {REGISTRY}: ")
 
@@ -444,11 +444,11 @@ def test_a_connection_that_does_not_bring_a_file_is_named_and_the_next_source_as
     assert address_of(registry, name) in reason
 
 
-def test_redirections_are_followed_to_the_file(registry, workplace, capsys):
+def test_redirections_are_followed_to_the_file(registry, workdir, capsys):
     registry.files |= {SECOND: "/elsewhere/moved", "moved": "again", "again": GZIPPED[SECOND]}
-    download.download(workplace / "raw")
+    download.download(workdir / "raw")
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"download: the four files came from {REGISTRY}, ")
-    assert tree(workplace / "raw") == CONTENTS
+    assert tree(workdir / "raw") == CONTENTS
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_redirections_are_followed_to_the_file(registry, workplace, capsys):
     [(stall, 1.0, r"no data for 1 s after \d+ bytes"), (endless, 30.0, r"expected \d+ bytes, found \d+ and no end")],
 )
 def test_a_download_without_end_is_given_up_and_the_next_source_asked(
-    server, workplace, refusal, monkeypatch, answer, patience, said
+    server, workdir, refusal, monkeypatch, answer, patience, said
 ):
     monkeypatch.setattr(download, "download_registered", download_locally_registered)
     monkeypatch.setattr(download, "STALL_SECONDS", patience)

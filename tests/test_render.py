@@ -52,7 +52,7 @@ def rendered():
 
 
 @pytest.fixture(scope="module")
-def laid_out(tmp_path_factory):
+def inputs_written(tmp_path_factory):
     """A directory with params.yaml, the three inputs and the pictures that a first rendering made of them."""
     directory = tmp_path_factory.mktemp("laid-out")
     shutil.copy(ROOT / "params.yaml", directory)
@@ -67,15 +67,15 @@ def laid_out(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(laid_out):
-    return [(laid_out / name).read_bytes() for name in PICTURES]
+def pictures(inputs_written):
+    return [(inputs_written / name).read_bytes() for name in PICTURES]
 
 
 @pytest.fixture
-def workplace(laid_out, tmp_path, monkeypatch):
+def workdir(inputs_written, tmp_path, monkeypatch):
     """A working directory with params.yaml and the three inputs."""
     for name in ["params.yaml", *INPUTS]:
-        shutil.copy(laid_out / name, tmp_path)
+        shutil.copy(inputs_written / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,7 +83,7 @@ def workplace(laid_out, tmp_path, monkeypatch):
 # Bytes
 
 
-def test_two_renderings_have_equal_bytes_and_other_data_has_others(workplace, pictures):
+def test_two_renderings_have_equal_bytes_and_other_data_has_others(workdir, pictures):
     assert rendered() == pictures
     Path("history.csv").write_bytes(csv_bytes(HISTORY_COLUMNS, HISTORY[:-1]))
     assert [one == other for one, other in zip(rendered(), pictures, strict=True)] == [True, False, True]
@@ -140,7 +140,7 @@ def hostile_folder(kind):
 
 @pytest.mark.parametrize(("name", "settings"), SETTINGS.items(), ids=SETTINGS)
 def test_bytes_depend_neither_on_the_users_settings_nor_on_the_processor(
-    workplace, pictures, environment, name, settings
+    workdir, pictures, environment, name, settings
 ):
     hostile_folder(name)
     command = [sys.executable, "-m", "stages.render", *INPUTS, *PICTURES]
@@ -149,7 +149,7 @@ def test_bytes_depend_neither_on_the_users_settings_nor_on_the_processor(
         assert Path(name).read_bytes() == picture, name
 
 
-def test_a_style_set_in_this_process_neither_reaches_the_pictures_nor_is_lost(workplace, pictures):
+def test_a_style_set_in_this_process_neither_reaches_the_pictures_nor_is_lost(workdir, pictures):
     with matplotlib.rc_context({"font.size": 30, "image.cmap": "jet", "savefig.facecolor": "red"}):
         assert rendered() == pictures
         assert matplotlib.rcParams["font.size"] == 30
@@ -276,10 +276,10 @@ def test_the_confusion_matrix_counts_true_by_predicted_classes_in_label_order(n)
     assert pixels(figure).shape == (990, 1080, 4)
 
 
-# Faults
+# Errors
 
 
-def test_a_label_that_is_no_class_is_refused(workplace):
+def test_a_label_that_is_no_class_is_refused(workdir):
     images, actual, predicted = errors(2)
     Path("errors.npz").write_bytes(npz_bytes(images=images, actual=actual, predicted=predicted + np.uint8(10)))
     with pytest.raises(UserError, match=r"^errors\.npz: expected labels from 0 to 9, found larger ones$"):
@@ -302,10 +302,10 @@ def test_a_label_that_is_no_class_is_refused(workplace):
         ("errors.npz", b"actual,predicted\n", "expected an .npz archive, found damage"),
     ],
 )
-def test_a_missing_or_ill_formed_input_is_refused_in_one_line_and_nothing_is_drawn(workplace, name, content, reason):
+def test_a_missing_or_ill_formed_input_is_refused_in_one_line_and_nothing_is_drawn(workdir, name, content, reason):
     Path(name).unlink() if content is None else Path(name).write_bytes(content)
     with pytest.raises(UserError) as caught:
         rendered()
     assert str(caught.value).startswith(f"{name}: {reason}")
     assert str(caught.value).isprintable()
-    assert not list(workplace.glob("*.png"))
+    assert not list(workdir.glob("*.png"))

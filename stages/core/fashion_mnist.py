@@ -16,7 +16,7 @@ from stages.core.command import UserError
 
 
 class Published(NamedTuple):
-    """What is known of one of the four files: the shape of its array and the SHA-256 of its whole content."""
+    """One of the four files: the shape of its array and the SHA-256 of its whole content."""
 
     shape: tuple[int, ...]
     sha256: str
@@ -60,7 +60,7 @@ CLASS_NAMES = (
 
 
 def difference(name: str, content: bytes) -> str | None:
-    """Say in what way ``content`` differs from the published file ``name``, or return None if it does not."""
+    """Return how ``content`` differs from the published file ``name``, or None if it does not."""
     published = FILES[name]
     if len(content) != published.size:
         return f"expected {published.size} bytes, found {len(content)}"

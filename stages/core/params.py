@@ -1,4 +1,4 @@
-"""Strict, typed reading of ``params.yaml``: one frozen dataclass a section, no defaults, every value checked.
+"""Strict, typed reading of ``params.yaml``: one frozen dataclass per section, no defaults, every value checked.
 
 Each error is one line that names section and key, what is expected and what was found.
 """

@@ -34,7 +34,7 @@ def without_library_settings() -> None:
 
 
 def end_interrupted(signal_number: int, frame: FrameType | None) -> None:
-    """End at once: an import can turn the exception of an interrupt into another, or pass over it."""
+    """End at once: an import can turn the exception of an interrupt into another, or ignore it."""
     print(f"{Path(sys.argv[0]).stem}: interrupted: run `dvc repro` to go on", file=sys.stderr, flush=True)
     os._exit(130)
 

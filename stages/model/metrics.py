@@ -1,4 +1,4 @@
-"""What is said of a classifier's predictions: accuracy with its interval, and the mean loss."""
+"""Metrics of a classifier's predictions: accuracy with its interval, and the mean loss."""
 
 import math
 

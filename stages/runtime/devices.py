@@ -1,9 +1,9 @@
 """Which framework on which device: the choice of ``runtime`` in params.yaml, made before a framework starts.
 
 It can change the time a run takes, never its bytes. ``auto`` takes a GPU that can do float64, else the CPU, and says
-which; ``gpu`` without one is an error, never a silent CPU run; ``cpu`` leaves the GPUs alone. JAX can share each
-minibatch among several: that many GPUs, or that many parts of the CPU, of this process and of the others that
-``distributed.py`` has joined. They are JAX's mesh; without one, as on a single device, nothing is shared.
+which; ``gpu`` without one is an error, never a silent CPU run; ``cpu`` ignores the GPUs. JAX can split each minibatch
+among several devices: GPUs, or parts of the CPU, of this process and of the others that ``distributed.py`` initialized.
+They are JAX's mesh. A single device has none, and nothing is split.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""The files that stages exchange: bytes that follow from the content alone, contracts, and whole-file writing."""
+"""The files that stages exchange: bytes that follow from the content alone, contracts, and atomic writing."""
 
 import errno
 import io
@@ -91,7 +91,7 @@ def test_csv_without_rows_is_its_header():
 
 @pytest.fixture
 def refusal(tmp_path):
-    """What is said of the content of a file after its name: always one line that tells how to mend it."""
+    """What is said of the content of a file after its name: always one line that says how to fix it."""
 
     def refusal(content):
         path = tmp_path / "data.npz"

@@ -208,7 +208,7 @@ def test_each_line_has_a_point_an_epoch_at_its_height(
     assert drawn == pytest.approx([drawn[0] + slope * (ranked[0] - value) for value in ranked], abs=1)
     lines = page.locator(f"#{chart} svg .mark-line path")
     dashes = lines.evaluate_all("lines => lines.map(line => line.getAttribute('stroke-dasharray'))")
-    assert len(dashes) == len({*dashes}) == len(columns)  # told apart without colours too
+    assert len(dashes) == len({*dashes}) == len(columns)  # distinguishable without colours too
 
 
 @pytest.mark.parametrize(("size", "epochs"), [("phone", 1), ("desktop", 3), ("phone", 1000)])

@@ -37,7 +37,7 @@ IMPLEMENTATIONS = {
     "tensorflow-xla": "TensorFlow XLA",
     "jax": "JAX",
 }
-# What NumPy's and OpenBLAS's, oneDNN's and XLA's kernels can be told to use.
+# What NumPy's and OpenBLAS's, oneDNN's and XLA's kernels can be set to use.
 INSTRUCTION_SETS = {
     "SSE4.2": {
         "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4",
