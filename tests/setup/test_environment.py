@@ -136,6 +136,11 @@ def copy(made: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow  # an environment
 def test_it_works_where_it_is_and_is_made_once(made: Path, source: Path) -> None:
     assert tiny(made) == "tiny\n"
+    activated = ["sh", "-c", '. .venv/bin/activate && command -v tiny && echo "$PS1"']
+    printed = subprocess.run(
+        activated, cwd=made, env={"PS1": "$ "}, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert printed == f"{made / '.venv'}/bin/tiny\n(.venv) $ \n"
     assert (made / ".venv").is_symlink()
     assert len([*made.glob("disk/lib/*/site-packages/__pycache__/tiny.*.pyc")]) == 1
     assert sorted(path.name for path in (made / "disk").glob(".*")) == []

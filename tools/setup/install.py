@@ -7,6 +7,7 @@ time. Both get their packages from where the user's pip does: pip's settings are
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -99,11 +100,16 @@ def install(lock: Path, root: Path) -> None:
     run(list(PIP_INSTALL), pip, "".join(first))
     # Modules are compiled now: under PYTHONDONTWRITEBYTECODE they never would be, and imports take half the time.
     run([*UV_SYNC, str(lock)], uv)
+    place = os.fsencode(shlex.quote(str(root.parent)))
     for path in (root / "bin").iterdir():
         content = path.read_bytes()
         if not path.is_symlink() and b"\0" not in content:
             content = re.sub(rb"\A#!(/bin/sh\n'''exec' )?.*/python.*\n(' '''\n)?", lambda _: SCRIPT, content)
-            path.write_bytes(content.replace(b"/.venv/.new", b"/.venv"))
+            content = content.replace(b"/.venv/.new", b"/.venv")
+            if path.name.startswith("activate"):  # Pythons before 3.13 do not quote the path, and the prompt names it
+                content = re.sub(rb"(?m)^( *(?:export )?VIRTUAL_ENV=)[^$].*$", lambda line: line[1] + place, content)
+                content = content.replace(b".new", b".venv")
+            path.write_bytes(content)
 
 
 if __name__ == "__main__":
