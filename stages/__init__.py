@@ -11,6 +11,8 @@ Stages import packages, ``runtime`` and ``model`` import ``core``, and nothing i
 import sys
 
 if sys.argv[0] in ("-m", "-c"):  # what argv is while `python -m` looks for a stage; -c in Python 2
-    import stages.core.interpreter  # DVC has removed the outputs by now; no code of ours runs earlier
+    import stages.core.interpreter  # noqa: F401 - DVC has removed the outputs by now; no code of ours runs earlier
 if sys.argv[0] == "-m":
-    import stages.core.startup  # noqa: F401 - before any library
+    from stages.core import startup
+
+    startup.prepare()  # before any library

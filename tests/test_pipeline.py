@@ -142,7 +142,7 @@ def test_every_module_is_needed_by_a_stage() -> None:
 
 
 def test_the_interpreter_is_checked_and_settings_of_libraries_are_removed_before_a_stage_imports_anything() -> None:
-    assert closure("__init__") == {"__init__", "core.interpreter", "core.startup"}
+    assert closure("__init__") == {"__init__", "core", "core.interpreter", "core.startup"}
     for name in ("interpreter", "startup"):
         imports = {
             alias.name

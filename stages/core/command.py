@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.core.startup import after_imports
 from stages.core.way_back import way_back
 
 STAGES = Path(__file__).parents[1]
@@ -40,8 +41,8 @@ def run(stage: Callable[..., None]) -> None:
         usage = " ".join(name.upper() for name in wanted)
         sys.exit(f"{verb}: expected {len(wanted)} paths, got {len(sys.argv) - 1}: python -m stages.{verb} {usage}")
     try:
-        if callable(signal.getsignal(signal.SIGINT)):  # startup.py's until here, unless a shell has it ignored
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if callable(signal.getsignal(signal.SIGINT)):  # else a shell has it ignored
+            signal.signal(signal.SIGINT, after_imports)
         end_with_dvc()
         paths = [Path(argument) for argument in sys.argv[1:]]
         at_start.update({path: state(path) for path in (*paths, PARAMS, *STAGES.rglob("*.py")) if path.exists()})

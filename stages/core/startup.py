@@ -1,13 +1,14 @@
 """A stage before its imports: without settings of its libraries, and with an interrupt in one line.
 
 Libraries read their variables when they are imported, and some end the process on a value that they do not know. So
-``stages`` imports this before any of them, in the process of a stage alone: a notebook keeps its settings.
+``stages`` prepares for them before it imports any, in the process of a stage alone: a notebook keeps its settings.
 """
 
 import os
 import signal
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 LIBRARIES = (
@@ -34,11 +35,33 @@ def without_library_settings() -> None:
 
 
 def end_interrupted(signal_number: int, frame: FrameType | None) -> None:
-    """End at once: an import can turn the exception of an interrupt into another, or ignore it."""
-    print(f"{Path(sys.argv[0]).stem}: interrupted: run `dvc repro` to go on", file=sys.stderr, flush=True)
+    """End at once: an import can turn the exception of an interrupt into another, ignore it, or crash on it."""
+    verb = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+    print(f"{verb}: interrupted: run `dvc repro` to go on", file=sys.stderr, flush=True)
     os._exit(130)
 
 
-without_library_settings()
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
-    signal.signal(signal.SIGINT, end_interrupted)
+def prepare() -> None:
+    """Prepare the process of a stage for its imports."""
+    without_library_settings()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has it ignored
+        signal.signal(signal.SIGINT, end_interrupted)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Have an interrupt end the process of a stage at once while the body imports native code."""
+    before = signal.getsignal(signal.SIGINT)
+    prepared = before is after_imports
+    if prepared:
+        signal.signal(signal.SIGINT, end_interrupted)
+    try:
+        yield
+    finally:
+        if prepared:
+            signal.signal(signal.SIGINT, before)
+
+
+def after_imports(signal_number: int, frame: FrameType | None) -> None:
+    """Raise ``KeyboardInterrupt``: the handler of a stage that is past its imports."""
+    raise KeyboardInterrupt

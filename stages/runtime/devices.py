@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.command import UserError
+from stages.core.startup import importing
 from stages.runtime.distributed import single_process
 from stages.runtime.driver import (
     ask_driver,
@@ -44,7 +45,7 @@ def start(framework: str, device: str, devices: int | str = 1) -> str:
     check_processor(framework)
     try:
         # What several processes write is held back as a whole.
-        with garbage_uncollected(), held_back() if single_process() else nullcontext():
+        with garbage_uncollected(), importing(), held_back() if single_process() else nullcontext():
             place = FRAMEWORKS[framework](device, devices)
     except ModuleNotFoundError as error:
         raise UserError(
