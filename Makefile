@@ -24,6 +24,8 @@ ENVIRONMENT := environment
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Settings of the user's that would change what is imported.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
+# Many tests wait for processes of their own: three workers keep two processors busy.
+export PYTEST_XDIST_AUTO_NUM_WORKERS := $(shell echo $$(($$(nproc) * 3 / 2)))
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
