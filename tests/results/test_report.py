@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -228,6 +229,12 @@ def test_no_framework_is_started(clone: Repository) -> None:
         "import sys; from tools.results import report; report.vl_convert.javascript_bundle = str; report.page(None)"
     )
     assert clone.run("python", "-c", f"{script}; print({{'tensorflow', 'jax'}} & {{*sys.modules}})") == "set()\n"
+
+
+def test_settings_of_libraries_that_would_end_their_import_have_no_effect(clone: Repository) -> None:
+    settings = {"NUMPY_MADVISE_HUGEPAGE": "none", "PANDAS_FUTURE": "none", "PILLOW_BLOCK_SIZE": "none"}
+    hostile = replace(clone, environment={**clone.environment, **settings})
+    assert hostile.run("python", "-m", "tools.results.report") == "report.html: open it in a browser\n"
 
 
 def test_commit_changes_and_lost_outputs_are_named(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
