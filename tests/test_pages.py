@@ -97,7 +97,7 @@ def test_every_command_is_run_or_has_a_reason_why_not() -> None:
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in others)] == []
     assert [line for line in others if not line.startswith(tuple(NOT_RUN))] == []
     assert COMMANDS["README.md"][:2] == ["make repro", "make test"]
-    # The blocks called bash are run by tests/results/test_sweep.py and tests/test_remote.py.
+    # The blocks called bash are run by tests/results/test_experiments.py and tests/test_remote.py.
     assert [name for name, page in PAGES.items() if "```bash" in page] == ["docs/experiments.md", "docs/sharing.md"]
 
 

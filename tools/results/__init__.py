@@ -1,4 +1,4 @@
-"""What came out: one comparison, one page, one table of a sweep. Libraries' own settings have no effect on them."""
+"""What came out: one comparison, one page. Libraries' own settings have no effect on them."""
 
 import sys
 
