@@ -16,7 +16,7 @@ from stages.core.command import UserError
 from stages.core.params import Train
 from tools.proof import oracle
 from tools.proof.bench import __main__ as command_line
-from tools.proof.bench import figures, fits, floor, growth, processes, repro, stages
+from tools.proof.bench import figures, fits, floor, processes, repro, stages
 from tools.proof.bench.epochs import JAX, RESIZED, TENSORFLOW, Task
 from tools.proof.bench.fits import ORACLE
 
@@ -133,18 +133,7 @@ def test_floor_is_the_slowest_of_memory_cache_and_the_best_library_s_products(
     assert [(target.measured, target.met) for target in floor.targets(measured)] == [(4, False), (2.5, True)]
 
 
-def test_growth_compares_the_time_per_image_pixel_with_that_at_n(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {(600, 32, 32): 1.0, (2400, 32, 32): 6.0, (600, 64, 64): 4.0, (150, 32, 32): 0.5, (600, 28, 28): 1.0}
-    monkeypatch.setattr(growth, "resized_task", lambda device: TASK)
-    monkeypatch.setattr(growth, "compiled", lambda task: dict.fromkeys((TENSORFLOW, JAX), task.images.shape))
-    monkeypatch.setattr(growth, "timed", lambda shape, epochs: [seconds[shape]] * epochs)
-    measured = growth.work(2)
-
-    assert measured[f"{JAX}, 2400 at 32x32"] == {growth.EPOCH: [6.0, 6.0], growth.PER_PIXEL: [1.5, 1.5]}
-    assert measured[f"{TENSORFLOW}, 150 at 32x32"][growth.PER_PIXEL] == [2, 2]
-    assert [target.measured for target in growth.targets(measured)] == [1.5, 1.5]
-
-
+@pytest.mark.slow  # stages and an import in processes of their own
 def test_the_time_of_a_stage_is_divided_and_it_runs_elsewhere(
     reproduced: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +190,7 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "expected parts from fit, floor, stages, repro, growth, got 'speed'"),
+        (["speed"], "expected parts from fit, floor, stages, repro, got 'speed'"),
         (["--runs", "0"], "--runs: expected a whole number from 1 to 100, got '0'"),
         (["--runs", "many"], "--runs: expected a whole number from 1 to 100, got 'many'"),
         ([], "data/raw: expected the data set, found nothing: run `dvc repro --quiet resize`"),

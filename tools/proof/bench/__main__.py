@@ -7,11 +7,11 @@ import sys
 from stages.core.command import UserError
 from stages.core.params import load_params
 from tools.common.machine import machine
-from tools.proof.bench import fits, floor, growth, repro, stages
+from tools.proof.bench import fits, floor, repro, stages
 from tools.proof.bench.epochs import RAW, RESIZED
 from tools.proof.bench.figures import Target, figures_table, targets_table
 
-PARTS = {"fit": fits, "floor": floor, "stages": stages, "repro": repro, "growth": growth}
+PARTS = {"fit": fits, "floor": floor, "stages": stages, "repro": repro}
 
 
 def main() -> None:
