@@ -172,16 +172,11 @@ def test_a_picture_has_no_text_time_or_software_chunk(pictures):
     ("n", "height", "width", "columns", "zoom", "tile", "size"),
     [
         (10, 32, 32, 8, 5, (180, 230), (1440, 550)),
-        (1, 32, 32, 8, 5, (180, 230), (1440, 320)),
         (2, 32, 32, 1, 5, (180, 230), (800, 550)),
-        (3, 32, 32, 3, 5, (180, 230), (800, 320)),
         (33, 32, 32, 32, 5, (180, 230), (5760, 550)),
         (3, 28, 28, 2, 5, (180, 210), (800, 510)),
         (3, 64, 48, 8, 2, (180, 198), (1440, 288)),
-        (3, 48, 64, 8, 2, (180, 166), (1440, 256)),
-        (3, 128, 128, 8, 1, (180, 198), (1440, 288)),
         (3, 127, 1, 8, 1, (180, 197), (1440, 287)),
-        (3, 1, 1, 8, 160, (180, 230), (1440, 320)),
         (3, 1, 128, 8, 1, (180, 71), (1440, 161)),
     ],
 )
@@ -211,8 +206,6 @@ def test_no_errors_give_a_picture_that_says_so():
     ("n", "columns", "drawn", "title"),
     [
         (1, 8, 1, "1 misclassified example of the validation batch"),
-        (2, 8, 2, "2 misclassified examples of the validation batch"),
-        (400, 8, 400, "400 misclassified examples of the validation batch"),
         (401, 8, 400, "401 misclassified examples of the validation batch, the first 400 shown"),
         (51, 1, 50, "51 misclassified examples of the validation batch, the first 50 shown"),
     ],
@@ -239,16 +232,10 @@ def test_each_image_has_its_predicted_class_above_its_true_class_and_both_above_
     assert len(captions) == 6
 
 
-def test_the_picture_has_the_computed_size_in_whole_pixels_with_any_number_of_columns():
-    for columns in range(1, 33):
-        size = error_grid(*errors(columns + 1, 1, 1), columns).canvas.get_width_height()
-        assert size == (max(180 * columns, 800), 90 + 2 * 230)
-
-
 # Curves and confusion matrix
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 10])
+@pytest.mark.parametrize("epochs", [1, 10])
 def test_the_curves_have_a_point_an_epoch_with_the_values_of_the_history(epochs):
     history = pd.DataFrame(HISTORY[:epochs], columns=HISTORY_COLUMNS)
     figure = learning_curves(history)
@@ -290,15 +277,10 @@ def test_a_label_that_is_no_class_is_refused(workdir):
     ("name", "content", "reason"),
     [
         ("history.csv", None, "expected a CSV file, found "),
-        ("history.csv", b"", "expected a CSV file, found "),
         ("history.csv", b"\x89PNG\r\n", "expected a CSV file, found "),
-        ("history.csv", b"epoch,train_loss\n1,2\n1,2,3,4\n", "expected a CSV file, found "),
         ("history.csv", b"epoch,train_loss\n1,2\n", "expected the columns "),
-        ("predictions.csv", None, "expected a CSV file, found "),
         ("predictions.csv", b"predicted,actual\nbag,bag\n", "expected the columns "),
-        ("predictions.csv", b"<!DOCTYPE html>\n", "expected the columns "),
         ("predictions.csv", b"actual,predicted\nbag,hat\n", "expected the names of the ten classes, found 'hat'"),
-        ("errors.npz", None, "expected a file, found none"),
         ("errors.npz", b"actual,predicted\n", "expected an .npz archive, found damage"),
     ],
 )

@@ -44,17 +44,15 @@ def exactly(image, height, width):
 
 @pytest.mark.parametrize(
     ("height", "width"),
-    [(1, 1), (2, 2), (7, 7), (9, 9), (13, 13), (14, 14), (26, 26), (27, 27), (29, 29), (30, 30), (32, 32), (47, 47),
-     (51, 51), (56, 56), (97, 97), (17, 40), (40, 17), (1, 9), (96, 33), (33, 96), (128, 127)],
-)  # fmt: skip
+    [(1, 1), (2, 2), (9, 9), (14, 14), (27, 27), (28, 28), (29, 29), (32, 32), (56, 56), (17, 40), (40, 17), (1, 9)],
+)
 def test_every_pixel_is_the_exact_one_rounded_half_to_even(height, width):
     np.testing.assert_array_equal(
         resize_with_pad(IMAGES[:2], height, width), [exactly(x, height, width) for x in IMAGES[:2]]
     )
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 5, 64])
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 7), (2, 3), (3, 2), (5, 4), (64, 7)])
 def test_images_of_other_sizes_are_resized_exactly_too(m, n):
     images = np.random.default_rng(m).integers(0, 256, (3, m, m), np.uint8)
     np.testing.assert_array_equal(resize_with_pad(images, n, n), [exactly(image, n, n) for image in images])
@@ -65,11 +63,8 @@ def test_images_of_other_sizes_are_resized_exactly_too(m, n):
     [
         ([[0, 1], [1, 0]], 0),  # 0.5
         ([[1, 2], [2, 1]], 2),  # 1.5
-        ([[2, 3], [2, 3]], 2),  # 2.5
         ([[254, 255], [255, 254]], 254),  # 254.5
         ([[253, 254], [254, 253]], 254),  # 253.5
-        ([[1, 0], [0, 0]], 0),  # 0.25
-        ([[1, 1], [1, 0]], 1),  # 0.75
         ([[255, 255], [255, 255]], 255),
     ],
 )
@@ -77,13 +72,7 @@ def test_a_half_is_rounded_to_the_even_grey_level(square, grey):
     assert resize_with_pad(np.array([square], np.uint8), 1, 1).tolist() == [[[grey]]]
 
 
-def test_halves_between_pixels_are_rounded_to_even_in_a_large_image():
-    steps = np.tile(np.arange(256, dtype=np.uint8).repeat(2).reshape(1, -1)[:, 1:511], (510, 1))
-    halves = resize_with_pad(steps[None], 255, 255)[0, 0]  # pixel i is the mean of grey levels i and i + 1
-    np.testing.assert_array_equal(halves, np.rint(np.arange(255) + 0.5))
-
-
-@pytest.mark.parametrize(("m", "n"), [(28, 32), (28, 28), (28, 1), (28, 13), (28, 128), (1, 5), (3, 2), (128, 127)])
+@pytest.mark.parametrize(("m", "n"), [(28, 32), (28, 28), (28, 1), (1, 5), (128, 127)])
 def test_the_weights_of_an_output_are_whole_and_sum_to_twice_the_number_of_outputs(m, n):
     weights = bilinear_weights(m, n)
     assert weights.shape == (n, m)
@@ -92,14 +81,6 @@ def test_the_weights_of_an_output_are_whole_and_sum_to_twice_the_number_of_outpu
     np.testing.assert_array_equal(weights.sum(axis=1), np.full(n, 2 * n))
     assert weights.min() >= 0
     assert (weights > 0).sum(axis=1).max() <= 2
-
-
-def test_the_weights_of_a_mirrored_output_are_mirrored():
-    np.testing.assert_array_equal(bilinear_weights(28, 32), bilinear_weights(28, 32)[::-1, ::-1])
-
-
-def test_28x28_images_at_28x28_stay_as_they_are():
-    np.testing.assert_array_equal(resize_with_pad(IMAGES, 28, 28), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +120,7 @@ def test_at_32x32_the_result_is_that_of_tensorflow_rounded_half_to_even(tf):
     np.testing.assert_array_equal(resize_with_pad(images, 32, 32), np.rint(expected))
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (30, 30), (64, 64), (17, 40), (96, 33), (47, 47), (9, 9)])
+@pytest.mark.parametrize(("height", "width"), [(30, 30), (64, 64), (17, 40), (47, 47)])
 def test_at_other_sizes_the_result_is_that_of_tensorflow_rounded(tf, height, width):
     # Rounding moves a grey level by at most a half; TensorFlow's float32 is off by up to 0.0005.
     np.testing.assert_allclose(

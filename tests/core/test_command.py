@@ -59,45 +59,27 @@ def test_at_the_end_of_a_stage_no_object_is_left_to_look_through(outcome):
     assert outcome(body, "a", "b") == (0, "True\n", "")
 
 
-@pytest.mark.parametrize("paths", [(), ("a",), ("a", "b", "c")])
+@pytest.mark.parametrize("paths", [("a",), ("a", "b", "c")])
 def test_a_wrong_number_of_paths_is_refused_with_the_usage_and_the_stage_is_not_run(outcome, paths):
     usage = f"probe: expected 2 paths, got {len(paths)}: python -m stages.probe RAW RESIZED\n"
     assert outcome("print('ran')", *paths) == (1, "", usage)
 
 
-@pytest.mark.parametrize(
-    ("body", "line"),
-    [
-        ("raise UserError('params.yaml: expected a file')", "probe: params.yaml: expected a file"),
-        ("raise UserError('expected ≤ 1') from KeyError('cause')", "probe: expected ≤ 1"),
-    ],
-)
-def test_an_error_that_the_user_can_fix_is_one_line_and_exit_code_1(outcome, body, line):
-    assert outcome(body, "a", "b") == (1, "", f"{line}\n")
+def test_an_error_that_the_user_can_fix_is_one_line_and_exit_code_1(outcome):
+    body = "raise UserError('expected ≤ 1') from KeyError('cause')"
+    assert outcome(body, "a", "b") == (1, "", "probe: expected ≤ 1\n")
 
 
 @pytest.mark.parametrize(
     ("body", "line"),
     [
         ("raw.read_bytes()", "probe: a: No such file or directory"),
-        ("Path('.').write_bytes(b'')", "probe: .: Is a directory"),
-        ("raw.rename(resized)", "probe: a: No such file or directory"),
         ("raise OSError(28, 'No space left on device')", "probe: No space left on device"),
         ("raise OSError('the disk is on fire')", "probe: the disk is on fire"),
     ],
 )
 def test_an_error_of_the_system_is_one_line_and_names_no_way_back_where_there_is_none(outcome, body, line):
     assert outcome(body, "a", "b") == (1, "", f"{line}: fix that and run `dvc repro`\n")
-
-
-def test_an_interrupt_is_one_line_and_exit_code_130(start):
-    # A shell may have started the tests with SIGINT ignored, and Python then leaves it so.
-    ready = "signal.signal(signal.SIGINT, signal.default_int_handler); print('ready', flush=True); signal.pause()"
-    process = start(ready, "a", "b")
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("", "probe: interrupted: run `dvc repro` to go on\n")
-    assert process.returncode == 130
 
 
 IMPORTS = """
@@ -124,18 +106,9 @@ def test_an_interrupt_while_a_stage_imports_is_one_line_and_exit_code_130(tmp_pa
     assert process.returncode == 130
 
 
-@pytest.mark.parametrize(
-    ("body", "last"),
-    [
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("{}['W']", "KeyError: 'W'"),
-        ("raise ValueError('shape')", "ValueError: shape"),
-        ("assert raw == resized, 'ours'", "AssertionError: ours"),
-    ],
-)
-def test_a_defect_keeps_its_traceback_down_to_the_line(outcome, body, last):
-    returncode, stdout, stderr = outcome(body, "a", "b")
+def test_a_defect_keeps_its_traceback_down_to_the_line(outcome):
+    returncode, stdout, stderr = outcome("assert raw == resized, 'ours'", "a", "b")
     assert (returncode, stdout) == (1, "")
     assert stderr.startswith("Traceback (most recent call last):\n")
-    assert f"\n    {body}\n" in stderr
-    assert stderr.endswith(f"\n{last}\n")
+    assert "\n    assert raw == resized, 'ours'\n" in stderr
+    assert stderr.endswith("\nAssertionError: ours\n")

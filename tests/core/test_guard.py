@@ -90,7 +90,6 @@ def edit(path: Path) -> None:
         ("stages/runtime/distributed.py", edit),
         ("params.yaml", edit),
         ("input/data.bin", edit),
-        ("input/data.bin", Path.unlink),
         ("params.yaml", Path.unlink),
     ],
 )

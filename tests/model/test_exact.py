@@ -138,20 +138,6 @@ def test_initial_weights_lie_on_the_grid_without_negative_zeros() -> None:
     assert np.array_equal(W * 2.0**26, np.rint(W * 2.0**26))
 
 
-def test_initial_weights_have_the_standard_deviation_asked_for() -> None:
-    W = exact.initial_weights(1024, 10, sigma=0.01, seed=0)
-
-    # The standard error of a standard deviation of n draws is sigma / sqrt(2n); five of them.
-    assert abs(W.std() - 0.01) < 5 * 0.01 / np.sqrt(2 * W.size)
-
-
-def test_initial_weights_depend_on_the_seed_alone() -> None:
-    first, again, other = (exact.initial_weights(10, 10, 0.1, seed) for seed in (0, 0, 1))
-
-    assert np.array_equal(first, again)
-    assert (first != other).any()
-
-
 def test_bits_of_the_table_of_sizes_are_those_of_the_grids() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs/reproducibility.md").read_text()
     table = re.search(r"^\| examples n \|.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE)

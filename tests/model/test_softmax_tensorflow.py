@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 from stages.model import exact
 from stages.model.frameworks import MODULES
@@ -44,35 +42,6 @@ def logits_gradient(
     return tape.gradient(loss, variable).numpy()
 
 
-def fit(lesson: Any, *, epochs: int, batch_size: int, seed: int, lr: float, sigma: float, n: int = 300) -> oracle.Run:
-    model = lesson.SoftmaxRegressionScratch(30, 10, lr, sigma, batch_size=batch_size, seed=seed)
-    X, y = model.to_device(IMAGES[:n]), model.to_device(LABELS[:n])
-    rng = np.random.default_rng([seed, 1])
-    orders = (model.to_device(rng.permutation(n).astype(np.int32)) for _ in range(epochs))
-    losses = [float(model.fit_epoch(X, y, order)[0]) / n for order in orders]
-    return oracle.Run(*(np.asarray(parameter) for parameter in model.parameters()), losses)
-
-
-def assert_same_bits(found: oracle.Run, expected: oracle.Run) -> None:
-    assert found.W.tobytes() == expected.W.tobytes()
-    assert found.b.tobytes() == expected.b.tobytes()
-    assert found.losses == expected.losses
-
-
-def test_sums_along_an_axis_keep_it(lesson: Any) -> None:
-    X = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    if lesson.framework == "jax":
-        import jax.numpy as jnp
-
-        columns, rows = jnp.sum(X, 0, keepdims=True), jnp.sum(X, 1, keepdims=True)
-    else:
-        import tensorflow as tf
-
-        columns, rows = tf.reduce_sum(X, 0, keepdims=True), tf.reduce_sum(X, 1, keepdims=True)
-    assert np.asarray(columns).tolist() == [[5, 7, 9]]
-    assert np.asarray(rows).tolist() == [[6], [15]]
-
-
 def test_softmax_rows_are_non_negative_and_sum_to_one(lesson: Any) -> None:
     X_prob = np.asarray(lesson.softmax(np.random.default_rng(0).random((2, 5))))
 
@@ -80,10 +49,6 @@ def test_softmax_rows_are_non_negative_and_sum_to_one(lesson: Any) -> None:
     assert (X_prob > 0).all()
     # Each of the five probabilities is rounded by at most half a step of the grid.
     assert (np.abs(X_prob.sum(axis=1) - 1) <= 5 * 2.0**-25).all()
-
-
-def test_softmax_of_equal_logits_is_uniform(lesson: Any) -> None:
-    assert np.asarray(lesson.softmax(np.full((1, 4), 3.5))).tolist() == [[0.25] * 4]
 
 
 def test_softmax_of_extreme_logits_is_finite_and_never_below_one_step(lesson: Any) -> None:
@@ -135,7 +100,7 @@ def test_cross_entropy_agrees_with_the_framework_s_own(lesson: Any) -> None:
     assert abs(float(lesson.cross_entropy(lesson.softmax(logits), y)) - float(own)) <= bound
 
 
-@pytest.mark.parametrize("m", [1, 96, 256])
+@pytest.mark.parametrize("m", [1, 96])
 def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: int) -> None:
     logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((m, 10)), 26)
     y = np.random.default_rng(m).integers(0, 10, m)
@@ -146,7 +111,7 @@ def test_gradient_at_the_logits_is_the_closed_form_to_the_bit(lesson: Any, m: in
     assert logits_gradient(lesson, logits, y, k).tobytes() == (expected + 0.0).tobytes()
 
 
-@pytest.mark.parametrize("m", [1, 96, 255])
+@pytest.mark.parametrize("m", [1, 255])
 def test_padding_leaves_the_gradient_of_its_examples_as_it_is(lesson: Any, m: int) -> None:
     logits = exact.snap(np.round, 3 * np.random.default_rng(m).standard_normal((256, 10)), 26)
     y, weights = np.random.default_rng(m).integers(0, 10, 256), (np.arange(256) < m) / m
@@ -172,57 +137,20 @@ def test_initial_parameters_have_the_oracle_s_bits(lesson: Any) -> None:
     assert np.asarray(b).tolist() == [0] * 10
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
-def test_training_has_the_oracle_s_bits_for_every_seed(lesson: Any, seed: int) -> None:
-    hyper = {"epochs": 3, "batch_size": 64, "seed": seed, "lr": 0.1, "sigma": 0.01}
-
-    assert_same_bits(fit(lesson, **hyper), oracle.train(IMAGES, LABELS, **hyper))
-
-
 @pytest.mark.parametrize(
-    ("batch_size", "lr", "sigma"),
-    [(1, 0.1, 0.01), (7, 1.7, 0.0), (256, 0.1, 0.01), (300, 1.7, 0.0), (60_000, 0.1, 0.01)],
+    ("batch_size", "seed", "lr", "sigma"),
+    [(1, 5, 0.1, 0.01), (7, 0, 1.7, 0.0), (256, 1, 0.1, 0.01), (300, 2**32 - 1, 1.7, 0.1), (60_000, 5, 0.1, 0.01)],
 )
-def test_training_has_the_oracle_s_bits_for_every_batch_size(
-    lesson: Any, batch_size: int, lr: float, sigma: float
-) -> None:
-    hyper = {"epochs": 2, "batch_size": batch_size, "seed": 5, "lr": lr, "sigma": sigma}
+def test_training_has_the_oracle_s_bits(lesson: Any, batch_size: int, seed: int, lr: float, sigma: float) -> None:
+    model = lesson.SoftmaxRegressionScratch(30, 10, lr, sigma, batch_size=batch_size, seed=seed)
+    X, y, rng = model.to_device(IMAGES), model.to_device(LABELS), np.random.default_rng([seed, 1])
+    orders = (model.to_device(rng.permutation(300).astype(np.int32)) for _ in range(2))
+    losses = [float(model.fit_epoch(X, y, order)[0]) / 300 for order in orders]
 
-    assert_same_bits(fit(lesson, **hyper), oracle.train(IMAGES, LABELS, **hyper))
-
-
-# Not shrunk: each draw is a program to compile.
-@pytest.mark.slow
-@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    batch_size=st.integers(1, 400),
-    lr=st.floats(1e-4, 2),
-    sigma=st.floats(0, 0.5),
-    n=st.integers(1, 300),
-)
-def test_training_has_the_oracle_s_bits_whatever_is_drawn(
-    lesson: Any, seed: int, batch_size: int, lr: float, sigma: float, n: int
-) -> None:
-    hyper = {"epochs": 2, "batch_size": batch_size, "seed": seed, "lr": lr, "sigma": sigma}
-
-    assert_same_bits(fit(lesson, n=n, **hyper), oracle.train(IMAGES[:n], LABELS[:n], **hyper))
-
-
-def test_same_seed_gives_the_same_bits_and_another_seed_others(lesson: Any) -> None:
-    hyper = {"epochs": 1, "batch_size": 32, "lr": 0.1, "sigma": 0.01}
-    first, again, other = (fit(lesson, seed=seed, **hyper) for seed in (0, 0, 1))
-
-    assert_same_bits(again, first)
-    assert (first.W != other.W).any()
-
-
-def test_one_epoch_changes_every_column_of_w_and_all_of_b(lesson: Any) -> None:
-    hyper = {"batch_size": 32, "seed": 0, "lr": 0.1, "sigma": 0.01}
-    before, after = fit(lesson, epochs=0, **hyper), fit(lesson, epochs=1, **hyper)
-
-    assert (before.W != after.W).any(axis=0).all()
-    assert (before.b != after.b).all()
+    expected = oracle.train(IMAGES, LABELS, epochs=2, batch_size=batch_size, seed=seed, lr=lr, sigma=sigma)
+    W, b = (np.asarray(parameter) for parameter in model.parameters())
+    assert (W.tobytes(), b.tobytes()) == (expected.W.tobytes(), expected.b.tobytes())
+    assert losses == expected.losses
 
 
 def test_largest_parameter_of_an_epoch_is_that_of_its_worst_step(lesson: Any) -> None:

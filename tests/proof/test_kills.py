@@ -13,7 +13,6 @@ from tools.proof import kills
 
 KILLS = [
     ("resize", "stage", signal.SIGKILL),  # outputs are atomic
-    ("render", "both", signal.SIGINT),  # Ctrl-C
     (kills.BOOKKEEPING, "dvc", signal.SIGKILL),  # the repair of dvc's own files
 ]
 

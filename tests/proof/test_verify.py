@@ -39,7 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Row("numpy", instruction_set="SSE4.2"),
         Row("tensorflow-graph", threads="1"),
         Row("tensorflow-xla", instruction_set="SSE4.2"),
-        Row("jax", instruction_set="SSE4.2"),
         Row("jax", processes="2"),
     ],
     ids=" ".join,

@@ -109,16 +109,15 @@ def made(reproduced: Repository, tmp_path_factory: pytest.TempPathFactory) -> Si
     return SimpleNamespace(url=path.as_uri(), root=clone.root, data=json.loads(data[1]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit(browser: Browser, made: SimpleNamespace) -> Iterator[Any]:
     """Open the page without a network; at the end, no request but for the page and no complaint may have been made."""
     seen: list[str] = []
-    contexts, urls = [], []
+    urls = []
 
     def visited(size: str = "desktop", scheme: str = "light", url: str = made.url, **options: Any) -> Page:
         width, height = SIZES[size]
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options)
-        contexts.append(context)
         urls.append(url)
         context.set_offline(True)
         page = context.new_page()
@@ -131,15 +130,15 @@ def visit(browser: Browser, made: SimpleNamespace) -> Iterator[Any]:
         return page
 
     yield visited
-    for context in contexts:
-        context.close()
     assert {line for line in seen if not line.startswith("request: data:")} == {f"request: {url}" for url in urls}
 
 
-@pytest.fixture(params=[(size, scheme) for size in SIZES for scheme in SCHEMES], ids="-".join)
-def page(request: pytest.FixtureRequest, visit: Any) -> Page:
+@pytest.fixture(scope="module", params=[(size, scheme) for size in SIZES for scheme in SCHEMES], ids="-".join)
+def page(request: pytest.FixtureRequest, visit: Any) -> Iterator[Page]:
+    """The page in each size and scheme, which no test changes."""
     opened: Page = visit(*request.param)
-    return opened
+    yield opened
+    opened.context.close()
 
 
 def marks(page: Page, chart: str, kind: str) -> Locator:
@@ -164,18 +163,6 @@ def test_the_confusion_matrix_has_a_cell_for_each_pair_with_its_count(page: Page
         assert int(said["count"]) == cell["count"]
     texts = page.locator("#confusion svg .mark-text.role-mark text").all_text_contents()
     assert [int(text) for text in texts if text] == [cell["count"] for cell in cells if cell["count"]]
-
-
-def test_correct_and_incorrect_cells_have_colours_of_their_own(page: Page, made: SimpleNamespace) -> None:
-    fills = marks(page, "confusion", "rect mark").evaluate_all(
-        "marks => marks.map(mark => getComputedStyle(mark).fill)"
-    )
-    colours = {
-        outcome: {fill for fill, cell in zip(fills, made.data["cells"], strict=True) if cell["outcome"] == outcome}
-        for outcome in ("correct", "incorrect")
-    }
-    assert [len(colour) for colour in colours.values()] == [1, 1]
-    assert colours["correct"] != colours["incorrect"]
 
 
 def test_each_class_has_a_bar_from_zero_and_its_interval(page: Page, made: SimpleNamespace) -> None:
@@ -211,7 +198,7 @@ def test_each_line_has_a_point_an_epoch_at_its_height(
     assert len(dashes) == len({*dashes}) == len(columns)  # distinguishable without colours too
 
 
-@pytest.mark.parametrize(("size", "epochs"), [("phone", 1), ("desktop", 3), ("phone", 1000)])
+@pytest.mark.parametrize(("size", "epochs"), [("desktop", 1), ("phone", 1000)])
 def test_axes_are_labelled_with_the_epochs_and_values_that_they_cross(
     visit: Any, made: SimpleNamespace, size: str, epochs: int
 ) -> None:
@@ -276,15 +263,6 @@ def test_no_text_of_a_chart_is_cut_off(page: Page) -> None:
             assert text["right"] <= frame["right"] + 1
             assert frame["top"] - 1 <= text["top"]
             assert text["bottom"] <= frame["bottom"] + 1
-
-
-def test_charts_follow_the_width_of_the_window(visit: Any) -> None:
-    page = visit("desktop")
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.wait_for_function(
-        "[...document.querySelectorAll('.chart svg')].every(e => e.getBoundingClientRect().right <= 360)"
-    )
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def test_every_text_stands_out_from_what_is_below_it(page: Page) -> None:
@@ -374,13 +352,6 @@ def test_tab_reaches_the_skip_link_every_summary_and_every_box_that_scrolls_and_
     assert sorted(stop["name"] for stop in reached) == sorted(expected)
     assert reached[0]["name"] == "Skip to the results"
     assert [stop for stop in reached if stop["ring"] < 2 or not stop["seen"]] == []
-
-
-def test_the_skip_link_leads_to_the_results(visit: Any) -> None:
-    page = visit()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
 
 
 def test_headings_and_landmarks_are_in_order(visit: Any) -> None:

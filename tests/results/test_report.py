@@ -4,7 +4,6 @@ import base64
 import csv
 import fcntl
 import hashlib
-import html
 import json
 import os
 import re
@@ -28,6 +27,8 @@ from stages.core.params import load_params
 from stages.model.metrics import wilson_interval
 from tools.results import report
 
+SETTINGS = {"NUMPY_MADVISE_HUGEPAGE": "none", "PANDAS_FUTURE": "none", "PILLOW_BLOCK_SIZE": "none"}
+"""Settings of libraries that would end their import if the tool let them through."""
 HOSTILE = "<script>alert(1)</script>"
 DATA = ("data/raw", "data/resized", "data/model.npz", "data/errors.npz")
 
@@ -82,7 +83,9 @@ class Page(HTMLParser):
 def made(reproduced: Repository, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The page of the small pipeline, and its repository."""
     copy = reproduced.copy(tmp_path_factory.mktemp("report") / "copy")
-    copy.run("python", "-m", "tools.results.report", "--output", "made.html")
+    hostile = replace(copy, environment={**copy.environment, **SETTINGS})
+    printed = hostile.run("python", "-m", "tools.results.report", "--output", "made.html")
+    assert printed == "made.html: open it in a browser\n"
     path = copy.root / "made.html"
     content = path.read_bytes()
     path.unlink()
@@ -229,12 +232,6 @@ def test_no_framework_is_started(clone: Repository) -> None:
         "import sys; from tools.results import report; report.vl_convert.javascript_bundle = str; report.page(None)"
     )
     assert clone.run("python", "-c", f"{script}; print({{'tensorflow', 'jax'}} & {{*sys.modules}})") == "set()\n"
-
-
-def test_settings_of_libraries_that_would_end_their_import_have_no_effect(clone: Repository) -> None:
-    settings = {"NUMPY_MADVISE_HUGEPAGE": "none", "PANDAS_FUTURE": "none", "PILLOW_BLOCK_SIZE": "none"}
-    hostile = replace(clone, environment={**clone.environment, **settings})
-    assert hostile.run("python", "-m", "tools.results.report") == "report.html: open it in a browser\n"
 
 
 def test_commit_changes_and_lost_outputs_are_named(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,29 +385,15 @@ OTHERWISE = "expected what params.yaml and metrics/ say, found otherwise: run `m
     ("path", "damage", "found"),
     [
         ("metrics/evaluate.json", cut("metrics/evaluate.json"), METRICS),
-        ("metrics/evaluate.json", replaced("metrics/evaluate.json", '"accuracy": .*', '"accuracy": NaN,'), METRICS),
         ("metrics/evaluate.json", replaced("metrics/evaluate.json", '"accuracy": .*', '"accuracy": 1.5,'), METRICS),
-        ("metrics/evaluate.json", replaced("metrics/evaluate.json", "(?s).*", "[]"), METRICS),
         ("metrics/train.json", replaced("metrics/train.json", "train_loss", "loss"), METRICS),
-        ("metrics/train.json", lambda: Path("metrics/train.json").write_bytes(b"\xff"), METRICS),
         ("plots/history.csv", replaced("metrics/train.json", r'"train_loss": \d', '"train_loss": 9'), OTHERWISE),
-        ("plots/history.csv", replaced("plots/history.csv", r"1,\d", "1,x"), OTHERWISE),
         ("plots/history.csv", replaced("plots/history.csv", r"1,[\d.]+", "1,inf"), OTHERWISE),
         ("plots/history.csv", replaced("plots/history.csv", "\n1,.*", ""), OTHERWISE),
-        ("plots/history.csv", replaced("plots/history.csv", "epoch", "e"), "expected the columns "),
-        ("plots/predictions.csv", replaced("plots/predictions.csv", "\n.*", ""), OTHERWISE),
         ("plots/predictions.csv", replaced("plots/predictions.csv", "\n[a-z]+,", "\nhat,"), OTHERWISE),
-        ("plots/predictions.csv", replaced("plots/predictions.csv", "\nbag,bag", "\nbag,dress"), OTHERWISE),
-        ("plots/predictions.csv", replaced("plots/predictions.csv", "\nbag,bag", "\nbag,"), OTHERWISE),
         ("plots/predictions.csv", replaced("params.yaml", "batch_index: 0", "batch_index: 1"), OTHERWISE),
         ("plots/errors.png", cut("plots/errors.png"), OTHERWISE),
-        ("plots/errors.png", lambda: Path("plots/errors.png").write_text("GIF89a"), OTHERWISE),
         ("params.yaml", replaced("params.yaml", "lr: ", "rl: "), "train.rl: unknown key"),
-        (
-            "dvc.lock",
-            replaced("dvc.lock", r"(outs:\n.*\n.*\n.*\n) *size: .*\n", r"\1"),
-            "expected hash and size of data/raw, found none: run `make repro`",
-        ),
         ("dvc.lock", Path("dvc.lock").unlink, "expected hash and size of data/raw, found none: run `make repro`"),
     ],
 )
@@ -420,11 +403,6 @@ def test_a_result_that_is_malformed_or_contradicts_another_is_refused_by_its_nam
     damage()
     assert refusal(monkeypatch).startswith(f"{path}: {found}")
     assert not Path("report.html").exists()
-
-
-def test_a_lock_that_dvc_cannot_read_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    replaced("dvc.lock", "outs:", "outs")()
-    assert refusal(monkeypatch).startswith("expected `dvc status` to work, found: ")
 
 
 def test_a_dvc_at_work_is_named(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,26 +418,17 @@ def test_another_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert refusal(monkeypatch) == "params.yaml: expected a file, found none: run from the top of the repository"
 
 
-def test_what_compare_refuses_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refusal(monkeypatch, "nowhere").startswith("'nowhere': expected a commit, branch, tag or DVC experiment")
-
-
 def test_results_that_are_not_committed_are_not_compared(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     clone.append("params.yaml", "# A comment.")
     assert refusal(monkeypatch, "HEAD").startswith("params.yaml: expected as in HEAD, found changed: ")
     run(monkeypatch)
 
 
-@pytest.mark.parametrize("output", ["none/report.html", "metrics/evaluate.json", "README.md/report.html", "."])
+@pytest.mark.parametrize("output", ["none/report.html", "metrics/evaluate.json"])
 def test_a_place_that_is_no_page_s_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
     message = refusal(monkeypatch, "--output", output)
     assert message == f"{output}: expected a name that ends in .html in a folder that exists"
     assert clone.changed() == set()
-
-
-def test_a_folder_in_place_of_the_page_is_refused(clone: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("folder.html").mkdir()
-    assert refusal(monkeypatch, "--output", "folder.html").endswith(": Is a directory")
 
 
 # The former page.
@@ -482,12 +451,3 @@ def test_an_interrupted_run_leaves_the_former_page(
         assert caught.value.args == ("report: report.html: No space left on device",)
     assert Path("report.html").read_text() == "former"
     assert [*Path.cwd().glob("report*")] == [Path.cwd() / "report.html"]
-
-
-def test_a_page_replaces_the_former_one(
-    clone: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("report.html").write_text("former")
-    run(monkeypatch)
-    assert html.unescape(Path("report.html").read_text()).startswith("<!doctype html>")
-    assert capsys.readouterr() == ("report.html: open it in a browser\n", "")

@@ -225,11 +225,8 @@ def test_a_killed_process_ends_all_with_one_line_and_nothing_published(
 
 
 @pytest.mark.slow  # waits for a heartbeat
-@pytest.mark.parametrize("victim", [0, 2])
-def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(
-    hosts: Any, started: list[Any], victim: int
-) -> None:
-    for code, _, stderr in train_and_strike(hosts, started, victim, signal.SIGSTOP, heartbeat=5):
+def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(hosts: Any, started: list[Any]) -> None:
+    for code, _, stderr in train_and_strike(hosts, started, 2, signal.SIGSTOP, heartbeat=5):
         assert code != 0
         assert re.fullmatch(LOST, stderr)
 
@@ -311,16 +308,6 @@ def test_a_host_without_an_address_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     expected = r"name, nowhere\.invalid, to be an address of its own .*, found none: give"
     with pytest.raises(UserError, match=expected), distributed.initialize("jax"):
         pass
-
-
-@pytest.mark.slow  # two processes
-def test_divergence_is_one_line_in_every_process(hosts: Any, started: list[Any]) -> None:
-    folders = hosts(2, lr=1000)
-    started += [host.start(**each) for host, each in zip(folders, jax_variables(2), strict=True)]
-
-    for code, _, stderr in ends(started):
-        assert code == 1
-        assert re.fullmatch(r"train: in epoch 1: expected parameters of magnitude up to .*\n", stderr)
 
 
 @pytest.mark.parametrize(

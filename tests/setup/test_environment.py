@@ -278,7 +278,6 @@ def test_a_place_that_cannot_work_has_its_cause(tmp_path: Path, source: Path, pl
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"system": "[global]\nindex-url = s"}, {"INDEX_URL": "s", "DEFAULT_INDEX": "s"}),
         (
             {"system": "[global]\nindex-url = s", "user": "[global]\nindex-url = u"},
             {"INDEX_URL": "u", "DEFAULT_INDEX": "u"},

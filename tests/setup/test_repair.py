@@ -153,7 +153,7 @@ def start(tmp_path: Path) -> Any:
         process.communicate()
 
 
-@pytest.mark.parametrize("damage", ["", '{"write": {"data/mo', "[]", '{"write": {"data": {"pid": "x"}}}'])
+@pytest.mark.parametrize("damage", ['{"write": {"data/mo', '{"write": {"data": {"pid": "x"}}}'])
 def test_a_list_of_users_that_dvc_cannot_read_is_removed(clone: Path, damage: str) -> None:
     RWLOCK.write_text(damage)
     assert repaired() == ["removed .dvc/tmp/rwlock, which DVC cannot read"]
@@ -263,9 +263,7 @@ def test_damaged_databases_of_dvc_are_moved_aside(small: Any, monkeypatch: pytes
     assert small.dvc("status") == "Data and pipelines are up to date.\n"
 
 
-@pytest.mark.parametrize(
-    ("path", "error"), [("dvc.yaml", "stages: ["), ("dvc.yaml", "stage: {}"), (".dvc/config", "[core")]
-)
+@pytest.mark.parametrize(("path", "error"), [("dvc.yaml", "stages: ["), (".dvc/config", "[core")])
 def test_an_error_in_what_dvc_reads_is_left_for_dvc_to_name(small: Any, path: str, error: str) -> None:
     Path(path).write_text(f"{error}\n")
     before = files(small.root)
@@ -354,13 +352,10 @@ def test_damaged_objects_that_dvc_would_restore_are_moved_aside_and_made_again(
 
 
 @pytest.mark.slow  # a run of dvc and a checkout
-@pytest.mark.parametrize(
-    "damaged", [["data/model.npz", "data/resized/train.npz"], ["data/raw/t10k-labels-idx1-ubyte", "data/raw"]]
-)
 def test_damaged_objects_are_made_again_where_the_working_tree_still_has_the_files(
-    small: Any, assert_whole: Callable[..., None], damaged: list[str]
+    small: Any, assert_whole: Callable[..., None]
 ) -> None:
-    for path in [kept(small, path) for path in damaged]:
+    for path in [kept(small, path) for path in ("data/raw/t10k-labels-idx1-ubyte", "data/raw")]:
         damage(path)
     assert len(repaired()) == 2
     small.repro()
@@ -417,7 +412,7 @@ def test_damage_of_the_same_size_and_time_is_found_in_every_output(
 
 
 @pytest.mark.slow  # a run of dvc for each place
-@pytest.mark.parametrize("place", ["setting", ".dvc/cache", ".dvc/cache/files"])
+@pytest.mark.parametrize("place", ["setting", ".dvc/cache"])
 def test_in_a_cache_that_projects_share_only_our_own_objects_are_touched(
     small: Any, assert_whole: Callable[..., None], tmp_path: Path, place: str
 ) -> None:
@@ -426,13 +421,13 @@ def test_in_a_cache_that_projects_share_only_our_own_objects_are_touched(
         shutil.move(".dvc/cache", shared)
         small.dvc("cache", "dir", "--local", str(shared))
     else:
-        shutil.move(place, shared / "files" if place.endswith("files") else shared)
-        Path(place).symlink_to(shared / "files" if place.endswith("files") else shared)
+        shutil.move(place, shared)
+        Path(place).symlink_to(shared)
     cache = shared if place == "setting" else Path(".dvc/cache")
     theirs = shared / "files/md5/00/0123456789abcdef0123456789abcd"
     theirs.parent.mkdir(exist_ok=True)
     theirs.write_text("of another project, damaged")
-    run = next((shared / "runs" if (shared / "runs").exists() else Path(".dvc/cache/runs")).glob("??/*/*"))
+    run = next((shared / "runs").glob("??/*/*"))
     text = run.read_text().partition("outs:")[0].replace("exec python", "exec another")
     run.with_name("0" * 64).write_text(f"{text}outs:\n- path: out\n  hash: md5\n  md5: 00{theirs.name}\n")
     ours = kept(small, "data/resized/validation.npz", shared)
