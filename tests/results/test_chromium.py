@@ -135,7 +135,7 @@ def visit(browser: Browser, made: SimpleNamespace) -> Iterator[Any]:
 
 @pytest.fixture(scope="module", params=[(size, scheme) for size in SIZES for scheme in SCHEMES], ids="-".join)
 def page(request: pytest.FixtureRequest, visit: Any) -> Iterator[Page]:
-    """The page in each size and scheme, which no test changes."""
+    """The page in each size and scheme, opened once: its tests open details and scroll, and change nothing else."""
     opened: Page = visit(*request.param)
     yield opened
     opened.context.close()
