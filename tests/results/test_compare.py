@@ -17,11 +17,11 @@ import pytest
 from conftest import ROOT, Repository
 from markdown_it import MarkdownIt
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from stages.core.command import UserError
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.files import csv_bytes
+from stages.model.metrics import wilson_interval
 from tools.results.compare import compare, main, text
 from tools.results.paired import paired
 from tools.results.revisions import parse_predictions, resolve
@@ -164,13 +164,13 @@ def test_the_text_has_aligned_tables_with_what_was_counted(changed: Repository) 
     assert re.search(r"^train\.lr +0\.1 +0\.2$", printed, re.MULTILINE)
     (row,) = re.findall("^validation batch .*", printed, re.MULTILINE)
     correct = int((OLD == ACTUAL)[:256].sum())
-    old_low, new_low = (binomtest(n, 256).proportion_ci(method="wilson") for n in (correct, correct + 9))
+    intervals = ["{:.4f} to {:.4f}".format(*wilson_interval(n, 256)) for n in (correct, correct + 9)]
     assert re.split("  +", row)[1:] == [
         "256",
         f"{correct / 256:.4f}",
-        f"{old_low.low:.4f} to {old_low.high:.4f}",
+        intervals[0],
         f"{(correct + 9) / 256:.4f}",
-        f"{new_low.low:.4f} to {new_low.high:.4f}",
+        intervals[1],
         "1",
         "10",
         "0.0117",
