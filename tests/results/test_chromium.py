@@ -165,6 +165,18 @@ def test_the_confusion_matrix_has_a_cell_for_each_pair_with_its_count(page: Page
     assert [int(text) for text in texts if text] == [cell["count"] for cell in cells if cell["count"]]
 
 
+def test_correct_and_incorrect_cells_have_colours_of_their_own(page: Page, made: SimpleNamespace) -> None:
+    fills = marks(page, "confusion", "rect mark").evaluate_all(
+        "marks => marks.map(mark => getComputedStyle(mark).fill)"
+    )
+    colours = {
+        outcome: {fill for fill, cell in zip(fills, made.data["cells"], strict=True) if cell["outcome"] == outcome}
+        for outcome in ("correct", "incorrect")
+    }
+    assert [len(colour) for colour in colours.values()] == [1, 1]
+    assert colours["correct"] != colours["incorrect"]
+
+
 def test_each_class_has_a_bar_from_zero_and_its_interval(page: Page, made: SimpleNamespace) -> None:
     classes = made.data["classes"]
     bars = boxes(marks(page, "classes", "bar"))
@@ -265,6 +277,15 @@ def test_no_text_of_a_chart_is_cut_off(page: Page) -> None:
             assert text["bottom"] <= frame["bottom"] + 1
 
 
+def test_charts_follow_the_width_of_the_window(visit: Any) -> None:
+    page = visit("desktop")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_function(
+        "[...document.querySelectorAll('.chart svg')].every(e => e.getBoundingClientRect().right <= 360)"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
 def test_every_text_stands_out_from_what_is_below_it(page: Page) -> None:
     texts = page.evaluate(CONTRASTS)
     assert {text["chart"] for text in texts} == {None, *CHARTS}
@@ -354,8 +375,14 @@ def test_tab_reaches_the_skip_link_every_summary_and_every_box_that_scrolls_and_
     assert [stop for stop in reached if stop["ring"] < 2 or not stop["seen"]] == []
 
 
-def test_headings_and_landmarks_are_in_order(visit: Any) -> None:
+def test_the_skip_link_leads_to_the_results(visit: Any) -> None:
     page = visit()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_headings_and_landmarks_are_in_order(page: Page) -> None:
     levels = page.locator("h1, h2, h3, h4, h5, h6").evaluate_all("all => all.map(e => Number(e.tagName[1]))")
     assert levels[0] == 1
     assert levels.count(1) == 1
