@@ -24,8 +24,6 @@ ENVIRONMENT := environment
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Settings of the user's that would change what is imported.
 unexport PYTHONHOME PYTHONPATH PYTHONSAFEPATH
-# Many tests wait for processes of their own: three workers keep two processors busy.
-export PYTEST_XDIST_AUTO_NUM_WORKERS := $(shell echo $$(($$(nproc) * 3 / 2)))
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,6 +38,8 @@ repro: $(ENVIRONMENT) .venv/plots.html
 test: $(ENVIRONMENT)
 	python -m pytest $(or $(FILE),-m "not slow")
 
+# Many of the slow tests wait for processes of their own: three workers keep two processors busy.
+test-all: export PYTEST_XDIST_AUTO_NUM_WORKERS := $(shell echo $$(($$(nproc) * 3 / 2)))
 test-all: $(ENVIRONMENT)
 	python -m pytest
 
