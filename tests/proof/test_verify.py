@@ -37,8 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "row",
     [
         Row("numpy", instruction_set="SSE4.2"),
-        Row("tensorflow-graph", threads="1"),
-        Row("tensorflow-xla", instruction_set="SSE4.2"),
+        Row("tensorflow-xla", threads="1", instruction_set="SSE4.2"),
         Row("jax", processes="2"),
     ],
     ids=" ".join,
