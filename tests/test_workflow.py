@@ -79,9 +79,7 @@ def test_every_command_is_tested_below() -> None:
 
 
 @pytest.mark.slow  # every stage runs
-def test_the_rerun_proves_a_commit_reports_its_change_and_fails_on_results_of_other_code(
-    runner: Runner,
-) -> None:
+def test_the_rerun_proves_a_commit_reports_its_change_and_fails_on_results_of_other_code(runner: Runner) -> None:
     for name in COMMANDS[2:5]:
         done = runner.step(name)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"

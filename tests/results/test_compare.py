@@ -226,9 +226,6 @@ def test_a_bare_clone_suffices(changed: Repository, tmp_path: Path, monkeypatch:
     assert command("old") == text(expected) + "\n"
 
 
-# Where it is read from
-
-
 def test_the_project_may_be_a_subfolder_of_a_repository_with_a_second_project(
     changed: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +320,13 @@ def test_a_revision_without_predictions_is_refused(changed: Repository) -> None:
         f"HEAD ({short_hash}): expected plots/predictions.csv in it, found none: "
         "name a revision in which the results of `dvc repro` are committed"
     )
+
+
+def test_a_revision_whose_predictions_git_cannot_read_is_refused_with_its_reason(changed: Repository) -> None:
+    blob = changed.git("rev-parse", "HEAD:plots/predictions.csv").strip()
+    (changed.root / ".git/objects" / blob[:2] / blob[2:]).unlink()
+
+    assert "expected plots/predictions.csv in it, but git says: " in refusal("HEAD")
 
 
 @pytest.mark.parametrize(

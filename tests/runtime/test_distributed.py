@@ -225,8 +225,11 @@ def test_a_killed_process_ends_all_with_one_line_and_nothing_published(
 
 
 @pytest.mark.slow  # waits for a heartbeat
-def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(hosts: Any, started: list[Any]) -> None:
-    for code, _, stderr in train_and_strike(hosts, started, 2, signal.SIGSTOP, heartbeat=5):
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_process_that_hangs_ends_all_with_one_line_and_nothing_published(
+    hosts: Any, started: list[Any], victim: int
+) -> None:
+    for code, _, stderr in train_and_strike(hosts, started, victim, signal.SIGSTOP, heartbeat=5):
         assert code != 0
         assert re.fullmatch(LOST, stderr)
 
