@@ -12,7 +12,7 @@ import sys
 
 if sys.argv[0] in ("-m", "-c"):  # what argv is while `python -m` looks for a stage; -c in Python 2
     import stages.core.interpreter  # noqa: F401 - DVC has removed the outputs by now; no code of ours runs earlier
-if sys.argv[0] == "-m":
+if sys.argv[0] == "-m" and "stages." in sys.orig_argv[-len(sys.argv)]:  # a stage, not a tool that imports from here
     from stages.core import startup
 
     startup.prepare()  # before any library

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import PARAMETERS, Repository
+from conftest import PARAMETERS, ROOT, Repository
 
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.params import load_params
@@ -435,10 +436,27 @@ def test_a_place_that_is_no_page_s_is_refused(clone: Repository, monkeypatch: py
 # The former page.
 
 
+def test_a_tool_starts_without_the_interrupt_handler_of_a_stage(tmp_path: Path, environment: dict[str, str]) -> None:
+    for name in ("stages", "tools", "requirements.lock"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    # In the place of the first library.
+    (tmp_path / "numpy.py").write_text("import signal; raise SystemExit(signal.getsignal(signal.SIGINT).__name__)")
+    start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    handlers = {"tools.results.compare": "default_int_handler", "stages.resize": "end_interrupted"}
+    for module, handler in handlers.items():
+        command = [sys.executable, "-c", start, sys.executable, "-m", module, "a", "b"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stderr == f"{handler}\n"
+
+
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device", "report.html"), KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["vl_convert.javascript_bundle", "os.fsync"])
 def test_an_interrupted_run_leaves_the_former_page(
-    clone: Repository, monkeypatch: pytest.MonkeyPatch, fault: BaseException, place: str
+    clone: Repository,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: BaseException,
+    place: str,
 ) -> None:
     Path("report.html").write_text("former")
 
@@ -446,9 +464,11 @@ def test_an_interrupted_run_leaves_the_former_page(
         raise fault
 
     monkeypatch.setattr(place, fail)
-    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
+    with pytest.raises(SystemExit) as caught:
         run(monkeypatch)
     if isinstance(fault, OSError):
         assert caught.value.args == ("report: report.html: No space left on device",)
+    else:
+        assert (caught.value.code, capsys.readouterr().err) == (130, "report: interrupted\n")
     assert Path("report.html").read_text() == "former"
     assert [*Path.cwd().glob("report*")] == [Path.cwd() / "report.html"]

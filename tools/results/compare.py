@@ -132,6 +132,9 @@ def main() -> None:
             comparison = compare(arguments.old, arguments.new)
     except UserError as error:
         sys.exit(f"compare: {error}")
+    except KeyboardInterrupt:
+        print("compare: interrupted", file=sys.stderr)
+        sys.exit(130)
     print(markdown(comparison) if arguments.markdown else text(comparison))
 
 

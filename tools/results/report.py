@@ -235,6 +235,9 @@ def main() -> None:
         sys.exit(f"report: {error}")
     except OSError as error:
         sys.exit(f"report: {error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        print("report: interrupted", file=sys.stderr)
+        sys.exit(130)
     print(f"{output}: open it in a browser")
 
 
