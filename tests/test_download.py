@@ -410,8 +410,10 @@ def trickle(server, monkeypatch):
                 state.arrived += 1
                 (args[1] / "part").write_bytes(bytes(state.arrived))
 
-            alive = lambda: state.arrived < total  # noqa: E731
-            return SimpleNamespace(start=lambda: None, join=join, kill=lambda: None, is_alive=alive, exitcode=0)
+            def is_alive():
+                return state.arrived < total
+
+            return SimpleNamespace(start=lambda: None, join=join, kill=lambda: None, is_alive=is_alive, exitcode=0)
 
         monkeypatch.setattr(download.multiprocessing, "get_context", lambda method: SimpleNamespace(Process=process))
         monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: state.now))

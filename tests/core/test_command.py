@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 PROBE = """
 import signal
 from pathlib import Path
@@ -30,9 +31,7 @@ def start(tmp_path, environment):
             [sys.executable, "-m", "probe", *paths],
             cwd=tmp_path,
             env=environment | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            **PIPES,
         )
 
     return start
@@ -92,18 +91,36 @@ except BaseException:
 """
 
 
-def test_an_interrupt_while_a_stage_imports_is_one_line_and_exit_code_130(tmp_path, environment):
-    for name in ("stages", "requirements.lock"):
+@pytest.fixture
+def start_module(tmp_path, environment):
+    """Start a module of this project with the given text in the place of its first library, NumPy."""
+    for name in ("stages", "tools", "requirements.lock"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "numpy.py").write_text(IMPORTS)  # in the place of the first library
-    command = [sys.executable, "-m", "stages.resize", "a", "b"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell may have started the tests with SIGINT ignored, and Python then leaves it so.
     start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    with subprocess.Popen([sys.executable, "-c", start, *command], cwd=tmp_path, env=environment, **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate() == ("", "resize: interrupted: run `dvc repro` to go on\n")
+
+    def start_module(module, numpy):
+        (tmp_path / "numpy.py").write_text(numpy)
+        command = [sys.executable, "-c", start, sys.executable, "-m", module, "a", "b"]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, **PIPES)
+
+    return start_module
+
+
+def test_an_interrupt_while_a_stage_imports_is_one_line_and_exit_code_130(start_module):
+    process = start_module("stages.resize", IMPORTS)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "resize: interrupted: run `dvc repro` to go on\n")
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("module", "handler"), [("tools.results.compare", "default_int_handler"), ("stages.resize", "end_interrupted")]
+)
+def test_only_a_stage_starts_with_the_interrupt_handler_of_a_stage(start_module, module, handler):
+    numpy = "import signal; raise SystemExit(signal.getsignal(signal.SIGINT).__name__)"
+    assert start_module(module, numpy).communicate() == ("", f"{handler}\n")
 
 
 def test_a_defect_keeps_its_traceback_down_to_the_line(outcome):

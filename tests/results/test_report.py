@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import PARAMETERS, ROOT, Repository
+from conftest import PARAMETERS, Repository
 
 from stages.core.fashion_mnist import CLASS_NAMES
 from stages.core.params import load_params
@@ -434,19 +433,6 @@ def test_a_place_that_is_no_page_s_is_refused(clone: Repository, monkeypatch: py
 
 
 # The former page.
-
-
-def test_a_tool_starts_without_the_interrupt_handler_of_a_stage(tmp_path: Path, environment: dict[str, str]) -> None:
-    for name in ("stages", "tools", "requirements.lock"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    # In the place of the first library.
-    (tmp_path / "numpy.py").write_text("import signal; raise SystemExit(signal.getsignal(signal.SIGINT).__name__)")
-    start = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    handlers = {"tools.results.compare": "default_int_handler", "stages.resize": "end_interrupted"}
-    for module, handler in handlers.items():
-        command = [sys.executable, "-c", start, sys.executable, "-m", module, "a", "b"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.stderr == f"{handler}\n"
 
 
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device", "report.html"), KeyboardInterrupt()])
